@@ -1,0 +1,1 @@
+"""Policies: per-sample parameters are data."""

@@ -1,0 +1,1 @@
+"""Where batches come from; every draw is keyed by (seed, epoch, index)."""

@@ -1,0 +1,97 @@
+"""What a run is made of, as one frozen dataclass. Imports no torch: ``--help`` must stay fast.
+
+Every attribute's comment is its help text on the command line and its meaning in ``config.yaml``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "bf16"]
+OptimizerName = Literal["adamw", "sgd", "lars"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of the training loop, shared by every method."""
+
+    method: str = "simclr"
+    """Method to train (its own options are listed below with these)."""
+    data: str = "spirograph"
+    """`spirograph` (embedded, procedural) or a folder of images, nested or flat."""
+    out: Path | None = None
+    """Run folder. Default: runs/METHOD-DATA-N with the next free N."""
+    backbone: str = "convnet"
+    """Encoder: `convnet` (small, for 32 px), or any torchvision or timm model name."""
+    image_size: int = 32
+    """Side of the square crops given to the encoder, in pixels."""
+    epochs: int | None = None
+    """Passes over the training set. Ignored where --max-steps is given."""
+    max_steps: int | None = None
+    """Optimiser steps to run; wins over --epochs."""
+    batch_size: int = 256
+    """Samples per step; each gives two views or more. Negatives come from this batch."""
+    accumulate: int = 1
+    """Micro-batches whose gradients are summed per step. The negatives of each micro-batch are its
+    own: accumulation saves memory but does not enlarge the contrastive batch."""
+    lr: float = 1e-3
+    """Base learning rate, multiplied by batch_size * accumulate / 256 (printed as `lr after scaling`)."""
+    weight_decay: float = 1e-6
+    """Weight decay; biases and normalisation parameters are exempt."""
+    optimizer: OptimizerName = "adamw"
+    """Optimiser: adamw, sgd (momentum 0.9) or lars (momentum 0.9, trust coefficient 1e-3)."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up before the cosine decay to zero."""
+    precision: Precision = "auto"
+    """auto: bf16 autocast on CUDA, fp32 on CPU."""
+    compile: bool = False
+    """Compile the training step with torch.compile."""
+    seed: int = 0
+    """Keys every random draw of data, augmentation and initial weights."""
+    workers: int = 2
+    """Threads that decode and augment images. The batches do not depend on it."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    resume: bool = False
+    """Continue the run in --out from its newest intact checkpoint."""
+    overwrite: bool = False
+    """Delete the run in --out and start anew."""
+    save_every: int = 100
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk (at least 2)."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    readout_every: int = 0
+    """Steps between live readouts (probe and kNN on held-out data). 0: five times per run."""
+    max_bad_steps: int = 3
+    """Stop after this many consecutive steps whose loss or gradient was not finite."""
+    max_bad_files: float = 0.05
+    """Stop when more than this fraction of the files cannot be decoded."""
+    tensorboard: bool = False
+    """Also log to TensorBoard (needs the [tensorboard] extra)."""
+    dry_run: bool = False
+    """Print the resolved plan and stop."""
+
+
+def scaled_lr(config: TrainConfig) -> float:
+    """Learning rate after the linear rule: ``lr * batch_size * accumulate / 256``."""
+    return config.lr * config.batch_size * config.accumulate / 256
+
+
+def as_plain(config: object) -> dict:
+    """A dataclass as nested dicts of plain values, ready for YAML and JSON."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        return value
+
+    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}

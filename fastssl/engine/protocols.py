@@ -1,0 +1,60 @@
+"""What the loop asks of data, methods and readouts. Satisfied by shape, never by inheritance."""
+
+# shapes: N batch, C channels, S side, F features
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Batch(Protocol):
+    """One training batch: V views of the same N samples."""
+
+    views: tuple[Tensor, ...]  # V tensors (N, C, S, S), float32, normalised
+    index_N: Tensor  # int64 index of each sample in the data set
+
+
+class BatchIterator(Protocol):
+    """Endless, prefetching; batch t depends on (seed, t) alone."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __next__(self) -> Batch: ...
+    def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    name: str
+    kind: str  # "spirograph", "folder", ...
+    num_samples: int
+    num_views: int
+    image_shape: tuple[int, int, int]
+
+    def steps_per_epoch(self, batch_size: int) -> int: ...
+
+    def batches(
+        self, *, batch_size: int, seed: int, start_step: int, device: torch.device
+    ) -> BatchIterator: ...
+
+    def report(self) -> dict:
+        """What was skipped: ``{"skipped": [{"path": ..., "reason": ...}, ...]}``."""
+        ...
+
+
+class Method(Protocol):
+    """An ``nn.Module`` that turns views into a loss. ``after_step(step)`` is optional."""
+
+    backbone: nn.Module
+
+    def __call__(self, views: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def features(self, x_NCSS: Tensor) -> Tensor:
+        """(N, F) representation used by evaluation."""
+        ...
+
+
+FeaturesFn = Callable[[Tensor], Tensor]
+Readout = Callable[[FeaturesFn], Iterator[tuple[str, float]]]

@@ -1,0 +1,1 @@
+"""Readouts: each yields (metric, value)."""

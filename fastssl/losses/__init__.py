@@ -1,0 +1,5 @@
+"""Drop-in losses: thin modules over fused kernels. Needs torch and numpy, nothing else."""
+
+from fastssl.losses.ntxent import NTXentLoss
+
+__all__ = ["NTXentLoss"]

@@ -1,0 +1,1 @@
+"""Full runs: functions that return a configuration."""

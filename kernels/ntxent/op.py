@@ -1,0 +1,308 @@
+"""``fastssl::ntxent``: schema, input checks, backends, fake, autograd and the public function.
+
+The dispatcher picks the backend: C++ for CPU tensors, Triton for CUDA tensors, the plain-torch
+reference for every other device and wherever the compiled one is missing (which is said once).
+"""
+
+# shapes: N samples, V views, M = V * N rows, D embedding
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fastssl.kernels.ntxent import native, reference
+
+REDUCTIONS = ("mean", "sum", "none")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+_library = torch.library.Library("fastssl", "FRAGMENT")
+_library.define(
+    "ntxent(Tensor[] views, Tensor temperature, str reduction, bool keep)"
+    " -> (Tensor loss, Tensor lse, Tensor rnorm, Tensor kept)"
+)
+_library.define(
+    "ntxent_backward(Tensor grad, Tensor[] views, Tensor temperature, str reduction,"
+    " Tensor lse, Tensor rnorm, Tensor kept) -> (Tensor dz, Tensor dtemperature)"
+)
+
+
+def ntxent(
+    views: Sequence[Tensor], temperature: float | Tensor = 0.1, *, reduction: str = "mean"
+) -> Tensor:
+    """NT-Xent (SimCLR's contrastive loss) of raw, un-normalised embeddings.
+
+    Args:
+        views: V >= 2 tensors of shape (N, D), one per view, of one dtype (float16, bfloat16,
+            float32 or float64) and on one device. Any strides. Rows are L2-normalised inside.
+        temperature: finite and non-zero; a float, or a one-element tensor to learn it. On CUDA the
+            value of a tensor is not checked, since that would wait for the device.
+        reduction: "mean" or "sum" over the M = V * N rows, or "none" for a loss per row.
+
+    Returns:
+        () or (M,) in float32 (float64 for float64 input); row v * N + n is sample n in view v.
+        With V > 2 the positives of a row are averaged outside the logarithm.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+
+    Source: Chen et al. 2020, arXiv:2002.05709, eq. 1.
+    """
+    if isinstance(views, Tensor):
+        raise _bad("views", "a list or tuple of at least two (N, D) tensors", "one tensor")
+    views = list(views)
+    for position, view in enumerate(views):
+        if not isinstance(view, Tensor):
+            raise _bad(f"views[{position}]", "a tensor of shape (N, D)", type(view).__name__)
+    temperature = _as_tensor(temperature, views)
+    keep = torch.is_grad_enabled() and (
+        temperature.requires_grad or any(view.requires_grad for view in views)
+    )
+    if torch.compiler.is_compiling():
+        return torch.ops.fastssl.ntxent.default(views, temperature, reduction, keep)[0]
+    if keep:
+        return _EagerNTXent.apply(temperature, reduction, *views)
+    return _below_autograd(views, temperature, reduction, False)[0]
+
+
+def _as_tensor(temperature: float | Tensor, views: list[Tensor]) -> Tensor:
+    if isinstance(temperature, Tensor):
+        return temperature
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        raise _bad("temperature", "a float or a one-element tensor", type(temperature).__name__)
+    _check_temperature_value(temperature)
+    device = views[0].device if views else None
+    return torch.full((), temperature, dtype=torch.float64, device=device)
+
+
+def _bad(argument: str, expected: str, received: object) -> ValueError:
+    return ValueError(f"ntxent: {argument} must be {expected}; received {received}")
+
+
+def _check_temperature_value(value: float) -> None:
+    if not math.isfinite(value) or abs(value) < 1e-8:
+        raise _bad("temperature", "finite and at least 1e-8 in magnitude", value)
+
+
+def _check(views: list[Tensor], temperature: Tensor, reduction: str) -> None:
+    if len(views) < 2:
+        raise _bad("views", "at least two (N, D) tensors", f"{len(views)}")
+    first = views[0]
+    for position, view in enumerate(views):
+        if view.dim() != 2:
+            raise _bad(f"views[{position}]", "2-D, (N, D)", f"shape {tuple(view.shape)}")
+        if view.shape != first.shape:
+            shapes = f"{tuple(view.shape)} beside {tuple(first.shape)}"
+            raise _bad(f"views[{position}]", "of the same shape as views[0]", shapes)
+        if view.dtype != first.dtype:
+            dtypes = f"{view.dtype} beside {first.dtype}"
+            raise _bad(f"views[{position}]", "of the same dtype as views[0]", dtypes)
+        if view.device != first.device:
+            devices = f"{view.device} beside {first.device}"
+            raise _bad(f"views[{position}]", "on the same device as views[0]", devices)
+    if first.dtype not in DTYPES:
+        raise _bad("views", "float16, bfloat16, float32 or float64", first.dtype)
+    if first.shape[0] < 1 or first.shape[1] < 1:
+        raise _bad("views", "non-empty, N >= 1 and D >= 1", f"shape {tuple(first.shape)}")
+    if reduction not in REDUCTIONS:
+        raise _bad("reduction", "one of 'mean', 'sum', 'none'", repr(reduction))
+    _check_temperature(temperature, first)
+
+
+def _check_temperature(temperature: Tensor, first: Tensor) -> None:
+    if temperature.numel() != 1:
+        raise _bad("temperature", "one number", f"shape {tuple(temperature.shape)}")
+    if not temperature.dtype.is_floating_point:
+        raise _bad("temperature", "of a floating dtype", temperature.dtype)
+    if temperature.device != first.device:
+        devices = f"{temperature.device} beside {first.device}"
+        raise _bad("temperature", "on the device of the views", devices)
+
+
+@cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _cpu_forward(
+    views: list[Tensor], temperature: Tensor, reduction: str, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check(views, temperature, reduction)
+    _check_temperature_value(temperature.item())
+    if native.available():
+        return native.forward(views, temperature, reduction, keep)
+    _say_once(f"ntxent: running the plain-torch reference on CPU ({native.why_unavailable()})")
+    return reference.forward(views, temperature, reduction, keep)
+
+
+def _cpu_backward(
+    grad: Tensor,
+    views: list[Tensor],
+    temperature: Tensor,
+    reduction: str,
+    lse_M: Tensor,
+    rnorm_M: Tensor,
+    kept: Tensor,
+) -> tuple[Tensor, Tensor]:
+    backend = native if native.available() else reference
+    return backend.backward(grad, views, temperature, reduction, lse_M, rnorm_M, kept)
+
+
+@cache
+def _cuda_backend():
+    """The Triton launcher; imported at the first CUDA call because triton is slow to import."""
+    try:
+        from fastssl.kernels.ntxent import launch
+    except ImportError as error:
+        _say_once(f"ntxent: running the plain-torch reference on CUDA ({error})")
+        return reference
+    return launch
+
+
+def _cuda_forward(
+    views: list[Tensor], temperature: Tensor, reduction: str, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check(views, temperature, reduction)
+    return _cuda_backend().forward(views, temperature, reduction, keep)
+
+
+def _cuda_backward(
+    grad: Tensor,
+    views: list[Tensor],
+    temperature: Tensor,
+    reduction: str,
+    lse_M: Tensor,
+    rnorm_M: Tensor,
+    kept: Tensor,
+) -> tuple[Tensor, Tensor]:
+    backend = _cuda_backend()
+    return backend.backward(grad, views, temperature, reduction, lse_M, rnorm_M, kept)
+
+
+def _fake_forward(
+    views: list[Tensor], temperature: Tensor, reduction: str, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check(views, temperature, reduction)
+    first = views[0]
+    num_rows, embedding = len(views) * first.shape[0], first.shape[1]
+    dtype = reference.accumulate_dtype(first.dtype)
+    lse_M = first.new_empty(num_rows, dtype=dtype)
+    loss = torch.empty_like(lse_M) if reduction == "none" else first.new_empty((), dtype=dtype)
+    num_kept = 0
+    if keep and first.device.type == "cpu" and native.available():
+        num_kept = native.kept_numel(num_rows, embedding, first.dtype)
+    elif keep and first.device.type == "cuda" and _cuda_backend() is not reference:
+        num_kept = _cuda_backend().kept_numel(num_rows, embedding, first.dtype)
+    kept = first.new_empty(num_kept, dtype=dtype)
+    return loss, lse_M, torch.empty_like(lse_M), kept
+
+
+def _fake_backward(
+    grad: Tensor,
+    views: list[Tensor],
+    temperature: Tensor,
+    reduction: str,
+    lse_M: Tensor,
+    rnorm_M: Tensor,
+    kept: Tensor,
+) -> tuple[Tensor, Tensor]:
+    first = views[0]
+    dz_MD = first.new_empty(len(views) * first.shape[0], first.shape[1])
+    return dz_MD, lse_M.new_empty(())
+
+
+def _below_autograd(
+    views: Sequence[Tensor], temperature: Tensor, reduction: str, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.fastssl.ntxent.default(views, temperature, reduction, keep)
+
+
+class _EagerNTXent(torch.autograd.Function):
+    """The eager entrance. ``register_autograd`` gives the same graph, but flattens its arguments
+    through pytrees at every call: at M = 64 that alone costs several times the kernel."""
+
+    @staticmethod
+    def forward(ctx, temperature: Tensor, reduction: str, *views: Tensor) -> Tensor:
+        loss, lse_M, rnorm_M, kept = _below_autograd(views, temperature, reduction, True)
+        ctx.save_for_backward(*views, temperature, lse_M, rnorm_M, kept)
+        ctx.reduction = reduction
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        dviews, dtemperature = _gradients(ctx, grad)
+        return dtemperature, None, *dviews
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    views, temperature, reduction, keep = inputs
+    if not keep and (temperature.requires_grad or any(view.requires_grad for view in views)):
+        raise _bad("keep", "True where an input requires a gradient", keep)
+    _, lse_M, rnorm_M, kept = output
+    ctx.save_for_backward(*views, temperature, lse_M, rnorm_M, kept)
+    ctx.reduction = reduction
+    ctx.mark_non_differentiable(lse_M, rnorm_M, kept)
+    ctx.set_materialize_grads(False)
+
+
+def _registered_backward(ctx, grad: Tensor | None, *_non_differentiable):
+    if grad is None:
+        return [None] * (len(ctx.saved_tensors) - 4), None, None, None
+    dviews, dtemperature = _gradients(ctx, grad)
+    return dviews, dtemperature, None, None
+
+
+def _gradients(ctx, grad: Tensor) -> tuple[list[Tensor | None], Tensor | None]:
+    *views, temperature, lse_M, rnorm_M, kept = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph: a second derivative may be asked for
+        return _differentiable_gradients(views, temperature, ctx.reduction, grad)
+    dz_MD, dtemperature = torch.ops.fastssl.ntxent_backward.default(
+        grad, views, temperature, ctx.reduction, lse_M, rnorm_M, kept
+    )
+    if temperature.requires_grad:
+        dtemperature = dtemperature.to(temperature.dtype).reshape(temperature.shape)
+    else:
+        dtemperature = None
+    return list(dz_MD.chunk(len(views))), dtemperature
+
+
+def _differentiable_gradients(
+    views: list[Tensor], temperature: Tensor, reduction: str, grad: Tensor
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """The formula's own gradients, kept differentiable (materialises M x M)."""
+    inputs = [*views, temperature]
+    asked = [tensor for tensor in inputs if tensor.requires_grad]
+    loss = reference.ntxent(views, temperature, reduction)
+    found = iter(torch.autograd.grad(loss, asked, grad, create_graph=True))
+    *dviews, dtemperature = [next(found) if x.requires_grad else None for x in inputs]
+    return dviews, dtemperature
+
+
+def _register() -> None:
+    forwards = {
+        "CPU": _cpu_forward,
+        "CUDA": _cuda_forward,
+        "CompositeExplicitAutograd": reference.forward,
+    }
+    backwards = {
+        "CPU": _cpu_backward,
+        "CUDA": _cuda_backward,
+        "CompositeExplicitAutograd": reference.backward,
+    }
+    for key, function in forwards.items():
+        _library.impl("ntxent", function, key)
+    for key, function in backwards.items():
+        _library.impl("ntxent_backward", function, key)
+    torch.library.register_fake("fastssl::ntxent", _fake_forward, lib=_library)
+    torch.library.register_fake("fastssl::ntxent_backward", _fake_backward, lib=_library)
+    torch.library.register_autograd(
+        "fastssl::ntxent", _registered_backward, setup_context=_setup_context, lib=_library
+    )
+
+
+_register()

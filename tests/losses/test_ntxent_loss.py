@@ -1,0 +1,66 @@
+"""``NTXentLoss`` as a drop-in for the class of that name in lightly, and as a module."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fastssl.losses import NTXentLoss
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, -0.5])
+@pytest.mark.parametrize("shape", [(2, 3), (16, 32), (33, 128)])
+def test_same_call_and_value_as_lightlys_class(temperature, shape):
+    from lightly.loss import NTXentLoss as LightlyNTXentLoss
+
+    torch.manual_seed(0)
+    z0, z1 = torch.randn(2, *shape).unbind(0)
+    views = [z0.requires_grad_(), z1.requires_grad_()]
+    ours = NTXentLoss(temperature=temperature)(*views)
+    theirs = LightlyNTXentLoss(temperature=temperature)(*views)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for mine, peer in zip(
+        torch.autograd.grad(ours, views), torch.autograd.grad(theirs, views), strict=True
+    ):
+        torch.testing.assert_close(mine, peer, rtol=1e-4, atol=1e-6)
+
+
+def test_a_learnt_temperature_is_a_parameter_and_moves():
+    loss_fn = NTXentLoss(nn.Parameter(torch.tensor(0.5)))
+    assert [name for name, _ in loss_fn.named_parameters()] == ["temperature"]
+    optimiser = torch.optim.SGD(loss_fn.parameters(), lr=0.01)
+    z = torch.randn(16, 8)
+    loss_fn(z, z).backward()
+    optimiser.step()
+    assert loss_fn.temperature.item() < 0.5  # identical views: colder is better
+
+
+def test_the_module_copies_prints_and_has_no_state():
+    loss_fn = copy.deepcopy(NTXentLoss(0.2, reduction="sum"))
+    assert repr(loss_fn) == "NTXentLoss(temperature=0.2, reduction='sum')"
+    assert loss_fn.state_dict() == {}
+
+
+def test_an_unknown_reduction_is_refused_when_built():
+    with pytest.raises(ValueError, match=r"NTXentLoss: reduction .* received 'avg'"):
+        NTXentLoss(reduction="avg")
+
+
+def test_a_small_training_loop_pulls_pairs_together():
+    torch.manual_seed(0)
+    encoder = nn.Linear(12, 6)
+    optimiser = torch.optim.Adam(encoder.parameters(), lr=0.02)
+    loss_fn = NTXentLoss(0.2)
+    x = torch.randn(32, 12)
+    first = last = None
+    for _ in range(60):
+        views = [encoder(x + 0.1 * torch.randn_like(x)) for _ in range(2)]
+        loss = loss_fn(*views)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        first, last = first or loss.item(), loss.item()
+    assert last < 0.6 * first
