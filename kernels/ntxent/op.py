@@ -15,6 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fastssl.kernels import native as compiled
 from fastssl.kernels.ntxent import native, reference
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -123,9 +124,9 @@ def _check_temperature(temperature: Tensor, first: Tensor) -> None:
         raise _bad("temperature", "on the device of the views", devices)
 
 
-@cache
-def _say_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
+def _cpu_backend():
+    """C++ where the library was built; its loader has said so where it was not."""
+    return native if compiled.library() is not None else reference
 
 
 def _cpu_forward(
@@ -133,23 +134,11 @@ def _cpu_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check(views, temperature, reduction)
     _check_temperature_value(temperature.item())
-    if native.available():
-        return native.forward(views, temperature, reduction, keep)
-    _say_once(f"ntxent: running the plain-torch reference on CPU ({native.why_unavailable()})")
-    return reference.forward(views, temperature, reduction, keep)
+    return _cpu_backend().forward(views, temperature, reduction, keep)
 
 
-def _cpu_backward(
-    grad: Tensor,
-    views: list[Tensor],
-    temperature: Tensor,
-    reduction: str,
-    lse_M: Tensor,
-    rnorm_M: Tensor,
-    kept: Tensor,
-) -> tuple[Tensor, Tensor]:
-    backend = native if native.available() else reference
-    return backend.backward(grad, views, temperature, reduction, lse_M, rnorm_M, kept)
+def _cpu_backward(*arguments) -> tuple[Tensor, Tensor]:
+    return _cpu_backend().backward(*arguments)
 
 
 @cache
@@ -158,7 +147,8 @@ def _cuda_backend():
     try:
         from fastssl.kernels.ntxent import launch
     except ImportError as error:
-        _say_once(f"ntxent: running the plain-torch reference on CUDA ({error})")
+        message = f"ntxent: no Triton ({error}); the plain-torch reference answers on CUDA, slower"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
         return reference
     return launch
 
@@ -170,17 +160,8 @@ def _cuda_forward(
     return _cuda_backend().forward(views, temperature, reduction, keep)
 
 
-def _cuda_backward(
-    grad: Tensor,
-    views: list[Tensor],
-    temperature: Tensor,
-    reduction: str,
-    lse_M: Tensor,
-    rnorm_M: Tensor,
-    kept: Tensor,
-) -> tuple[Tensor, Tensor]:
-    backend = _cuda_backend()
-    return backend.backward(grad, views, temperature, reduction, lse_M, rnorm_M, kept)
+def _cuda_backward(*arguments) -> tuple[Tensor, Tensor]:
+    return _cuda_backend().backward(*arguments)
 
 
 def _fake_forward(
@@ -193,10 +174,9 @@ def _fake_forward(
     lse_M = first.new_empty(num_rows, dtype=dtype)
     loss = torch.empty_like(lse_M) if reduction == "none" else first.new_empty((), dtype=dtype)
     num_kept = 0
-    if keep and first.device.type == "cpu" and native.available():
-        num_kept = native.kept_numel(num_rows, embedding, first.dtype)
-    elif keep and first.device.type == "cuda" and _cuda_backend() is not reference:
-        num_kept = _cuda_backend().kept_numel(num_rows, embedding, first.dtype)
+    if keep and first.device.type in ("cpu", "cuda"):
+        backend = _cpu_backend() if first.device.type == "cpu" else _cuda_backend()
+        num_kept = backend.kept_numel(num_rows, embedding, first.dtype)
     kept = first.new_empty(num_kept, dtype=dtype)
     return loss, lse_M, torch.empty_like(lse_M), kept
 

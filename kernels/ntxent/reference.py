@@ -43,6 +43,11 @@ def forward(
     return _reduce(loss_M, reduction), lse_M, rnorm_M, z_MD.new_empty(0)
 
 
+def kept_numel(num_rows: int, embedding: int, dtype: torch.dtype) -> int:
+    """Elements that ``forward`` keeps for ``backward``: none."""
+    return 0
+
+
 def backward(
     grad: Tensor,
     views: list[Tensor],

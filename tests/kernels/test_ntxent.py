@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastssl.kernels.ntxent import native, reference, spec
+from fastssl.kernels import native as compiled
+from fastssl.kernels.ntxent import reference, spec
 from fastssl.kernels.ntxent.op import ntxent
 
 
@@ -87,6 +88,8 @@ def test_error_is_within_twice_torchs_own_at_every_dtype(dtype):
         loss_floor = 4 * eps * (1 / abs(sample.temperature) + truth_M.abs().max().item())
         grad_size = (truth_grad_MD * norm_M1).abs().max().item()
         grad_floor = 8 * eps / abs(sample.temperature) + 2 * eps_out * grad_size
+        if dtype == torch.float64:  # its own truth: rounding of s enters through 1 / tau twice
+            grad_floor += 8 * eps / sample.temperature**2
         assert loss_error <= spec.ERROR_RATIO * torch_loss_error + loss_floor, sample
         if sample.layout == "zero_rows" and dtype == torch.float16:
             continue  # 1e12 does not fit: saturation has a test of its own
@@ -183,6 +186,7 @@ def operator_inputs(layout: str, reduction: str, dtype: torch.dtype) -> tuple:
     return views, torch.tensor(0.2, requires_grad=True), reduction, True
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_opcheck_passes_all_four(reduction, dtype):
@@ -278,14 +282,14 @@ def test_the_references_hand_written_backward_is_autograds():
             torch.testing.assert_close(dtau, expected[-1], rtol=1e-9, atol=1e-9)
 
 
-def test_without_the_library_the_reference_answers_and_says_so_once(monkeypatch):
-    from fastssl.kernels.ntxent import op
-
-    monkeypatch.setattr(native, "available", lambda: False)
-    monkeypatch.setattr(native, "why_unavailable", lambda: "removed for this test")
-    op._say_once.cache_clear()
+def test_without_the_library_the_reference_answers_and_says_so_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiled, "LIBRARY_PATH", tmp_path / "missing.so")
+    compiled.library.cache_clear()
     views = [view.requires_grad_() for view in torch.randn(2, 8, 4).unbind(0)]
-    with pytest.warns(RuntimeWarning, match="removed for this test") as warned:
-        for _ in range(3):
-            ntxent(views, 0.1).backward()
+    try:
+        with pytest.warns(RuntimeWarning, match="compiled CPU library is not usable") as warned:
+            for _ in range(3):
+                ntxent(views, 0.1).backward()
+    finally:
+        compiled.library.cache_clear()
     assert len(warned) == 1

@@ -1,0 +1,77 @@
+// The C interface, and the choice of the instruction set. Python calls it through ctypes
+// (kernels/native.py, kernels/ntxent/native.py), which releases the GIL.
+#include <atomic>
+#include <cstring>
+
+#include "ntxent.h"
+#include "pool.h"
+#include "threads.h"
+
+#define FASTSSL_API extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+struct Isa {
+  const char* name;
+  const fastssl::NtxentKernels* ntxent;
+};
+
+// Best first; what the compiler could not build or the processor cannot run is not in it.
+int available(Isa* out) {
+  int count = 0;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#if defined(FASTSSL_HAVE_AVX512)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+    out[count++] = {"avx512", fastssl::ntxent_avx512()};
+#endif
+#if defined(FASTSSL_HAVE_AVX2)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    out[count++] = {"avx2", fastssl::ntxent_avx2()};
+#endif
+#endif
+  out[count++] = {"baseline", fastssl::ntxent_baseline()};
+  return count;
+}
+
+std::atomic<const fastssl::NtxentKernels*> ntxent_kernels{nullptr};
+
+}  // namespace
+
+// The name of instruction set `index`, best first; null beyond the last.
+FASTSSL_API const char* fastssl_isa(int index) {
+  Isa isa[4];
+  const int count = available(isa);
+  return index >= 0 && index < count ? isa[index].name : nullptr;
+}
+
+// Must be called before anything is computed. Returns 0, or 1 for a name that is not available.
+FASTSSL_API int fastssl_select_isa(const char* name) {
+  Isa isa[4];
+  const int count = available(isa);
+  for (int i = 0; i < count; ++i) {
+    if (std::strcmp(isa[i].name, name)) continue;
+    ntxent_kernels.store(isa[i].ntxent);
+    return 0;
+  }
+  return 1;
+}
+
+FASTSSL_API void fastssl_use_openmp(void* parallel, void* thread_num, void* num_threads) {
+  fastssl::use_openmp(parallel, thread_num, num_threads);
+}
+
+FASTSSL_API void* fastssl_acquire(size_t bytes) { return fastssl::acquire(bytes); }
+FASTSSL_API void fastssl_release(void* memory) { fastssl::release(memory); }
+FASTSSL_API void fastssl_pool_usage(size_t* free_bytes, size_t* used_bytes) {
+  fastssl::pool_usage(free_bytes, used_bytes);
+}
+
+FASTSSL_API int fastssl_ntxent_forward(const fastssl::NtxentForward* call) {
+  return ntxent_kernels.load()->forward(*call);
+}
+
+FASTSSL_API int fastssl_ntxent_backward(const fastssl::NtxentBackward* call) {
+  return ntxent_kernels.load()->backward(*call);
+}

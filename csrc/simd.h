@@ -1,0 +1,120 @@
+// Vectors of the instruction set this file is compiled for, and 2^x on them. Included only by the
+// sources that setup.py compiles once per instruction set: everything here lives in an anonymous
+// namespace, so that no AVX-512 body can stand in for a baseline one at link time.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define FASTSSL_INLINE inline __attribute__((always_inline))
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kRows = 12;  // 24 of 32 registers accumulate
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kRows = 6;  // 12 of 16
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16, kRows = 12;  // 24 of 32
+#else
+constexpr int kVectorBytes = 16, kRows = 6;  // 12 of 16
+#endif
+
+template <class T> struct Simd;
+
+template <> struct Simd<float> {
+  typedef float Vec __attribute__((vector_size(kVectorBytes), may_alias));
+  typedef float Loose __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  typedef int32_t Int;
+  typedef int32_t Ints __attribute__((vector_size(kVectorBytes), may_alias));
+  static constexpr int kMantissa = 23;
+  static constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kSmallest = -125.5f;   // 2^x below this is flushed to an exact zero
+  // Minimax of 2^f on |f| <= 1/2 in relative error: 2e-9, below the rounding of its evaluation.
+  static constexpr float kExp2[7] = {1.0000000005546077f,    0.69314720575218624f,
+                                     0.24022646888362567f,   0.055503287444208425f,
+                                     0.0096184891001880134f, 0.0013399944413356910f,
+                                     0.00015345800633336210f};
+};
+
+template <> struct Simd<double> {
+  typedef double Vec __attribute__((vector_size(kVectorBytes), may_alias));
+  typedef double Loose __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  typedef int64_t Int;
+  typedef int64_t Ints __attribute__((vector_size(kVectorBytes), may_alias));
+  static constexpr int kMantissa = 52;
+  static constexpr double kMagic = 6755399441055744.0;
+  static constexpr double kSmallest = -1021.5;
+  // The same to 3e-18.
+  static constexpr double kExp2[12] = {
+      0.9999999999999999971,    0.69314718055994533049,    0.24022650695910156289,
+      0.055504108664819919828,  0.0096181291075883031574,  0.0013333558146790239066,
+      0.00015403530462555887541, 0.000015252733489772618678, 1.3215433068203980012e-6,
+      1.0178198078075182661e-7, 7.0741094522928012121e-9,  4.4352788969802144846e-10};
+};
+
+template <class T> using Vec = typename Simd<T>::Vec;
+template <class T> using Ints = typename Simd<T>::Ints;
+template <class T> constexpr int kLanes = kVectorBytes / int(sizeof(T));
+template <class T> constexpr int kPanel = 2 * kLanes<T>;  // columns of the register block
+
+template <class T> FASTSSL_INLINE Vec<T> splat(T x) { return Vec<T>{} + x; }
+template <class T> FASTSSL_INLINE Vec<T> load(const T* p) { return *(const Vec<T>*)p; }
+template <class T> FASTSSL_INLINE void store(T* p, Vec<T> x) { *(Vec<T>*)p = x; }
+template <class T> FASTSSL_INLINE Vec<T> load_loose(const T* p) {
+  return *(const typename Simd<T>::Loose*)p;
+}
+template <class T> FASTSSL_INLINE void store_loose(T* p, Vec<T> x) {
+  *(typename Simd<T>::Loose*)p = x;
+}
+
+// Past the caches: for data that is read again only after they have been overwritten.
+template <class T> FASTSSL_INLINE void store_stream(T* p, Vec<T> x) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512((__m512i*)p, (__m512i)x);
+#elif defined(__AVX2__)
+  _mm256_stream_si256((__m256i*)p, (__m256i)x);
+#elif defined(__x86_64__)
+  _mm_stream_si128((__m128i*)p, (__m128i)x);
+#else
+  store<T>(p, x);
+#endif
+}
+
+FASTSSL_INLINE void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+template <class T> FASTSSL_INLINE Vec<T> select(Ints<T> mask, Vec<T> yes, Vec<T> no) {
+  return (Vec<T>)((mask & (Ints<T>)yes) | (~mask & (Ints<T>)no));
+}
+
+template <class T> FASTSSL_INLINE T sum_lanes(Vec<T> x) {
+  T total = 0;
+  for (int lane = 0; lane < kLanes<T>; ++lane) total += x[lane];
+  return total;
+}
+
+// 2^x where the result is a normal number; the default NaN stays NaN (its low bits are zero, so
+// that the exponent arithmetic leaves it alone). The caller vouches for the range.
+template <class T> FASTSSL_INLINE Vec<T> exp2_normal(Vec<T> x) {
+  const Vec<T> shifted = x + Simd<T>::kMagic;
+  const Vec<T> f = x - (shifted - Simd<T>::kMagic);
+  constexpr int degree = int(sizeof(Simd<T>::kExp2) / sizeof(T)) - 1;
+  Vec<T> p = splat<T>(Simd<T>::kExp2[degree]);
+#pragma GCC unroll 12
+  for (int k = degree - 1; k >= 0; --k) p = p * f + Simd<T>::kExp2[k];
+  return (Vec<T>)((Ints<T>)p + ((Ints<T>)shifted << Simd<T>::kMantissa));
+}
+
+// 2^x for any x <= 0 (or a little above): what would not be normal is an exact zero.
+template <class T> FASTSSL_INLINE Vec<T> exp2_flushed(Vec<T> x) {
+  const Ints<T> tiny = x < Simd<T>::kSmallest;
+  return (Vec<T>)(~tiny & (Ints<T>)exp2_normal<T>(x));
+}
+
+}  // namespace
