@@ -1,0 +1,55 @@
+"""What a source hands out: training batches and labelled evaluation images."""
+
+# shapes: N batch, C channels, S side, V views, T targets
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """V views of the same N samples, with the parameters that made each view."""
+
+    views: tuple[Tensor, ...]  # V tensors (N, C, S, S), float32
+    index_N: Tensor  # int64 index of each sample in the data set
+    params: tuple[Any, ...] = field(default=(), compare=False)  # V tables of per-sample parameters
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on ``device``."""
+        if device.type == "cpu":
+            return self
+        moved = tuple(view.to(device, non_blocking=True) for view in self.views)
+        return Batch(moved, self.index_N.to(device, non_blocking=True), self.params)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Clean images in a fixed order, with their targets."""
+
+    target: Tensor  # (n,) int64 classes, or (n, T) float32
+    task: Literal["classification", "regression"]
+    names: tuple[str, ...]  # class names, or the names of the T targets
+    render: Callable[[np.ndarray], Tensor]  # positions (N,) int64 -> images (N, C, S, S)
+
+    def images(self, batch_size: int) -> Iterator[Tensor]:
+        """Batches of at most ``batch_size`` images, (N, C, S, S) float32, in target order."""
+        n = len(self.target)
+        for begin in range(0, n, batch_size):
+            yield self.render(np.arange(begin, min(begin + batch_size, n)))
+
+
+def check_batch_size(batch_size: int, num_samples: int, name: str) -> None:
+    """ValueError when one epoch of ``name`` would hold no full batch."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if batch_size > num_samples:
+        raise ValueError(
+            f"{name}: {num_samples} usable training samples, but batch_size is {batch_size}; "
+            f"give --batch-size {num_samples} or less, or add images"
+        )

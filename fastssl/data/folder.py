@@ -1,0 +1,241 @@
+"""A folder of images as a source: nested or flat, labelled by folder or not, some files bad.
+
+Batch t is a pure function of (seed, t): an epoch is a keyed permutation, every parameter is keyed
+by (seed, epoch, index), and a file that cannot be decoded is replaced by the first good file of a
+sequence keyed by its own index, whenever and by whomever it is found out.
+"""
+
+# shapes: N batch, C channels, S side
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastssl.augment import keyed
+from fastssl.augment.policy import Policy, ViewParams, draw, simclr
+from fastssl.data.batch import Batch, Labelled, check_batch_size
+from fastssl.data.dali_reader import DaliReader
+from fastssl.data.folder_labels import Split, find_split, labelled_indices
+from fastssl.data.decode import decode, read
+from fastssl.data.headers import BadFile
+from fastssl.data.prefetch import Prefetcher
+from fastssl.data.scan import Scan, printable, scan
+from fastssl.data.torch_reader import TorchReader, normalise, resized
+
+Backend = Literal["auto", "dali", "torchvision"]
+_REFILLS = 64  # candidates for one slot; with half of all files bad, 2^-64 of failing
+
+
+class TooManyBadFiles(ValueError):
+    """More files than ``--max-bad-files`` allows cannot be used."""
+
+
+class FolderSource:
+    """Two or more augmented views of every image below ``root`` (of root/train where it exists)."""
+
+    kind = "folder"
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        image_size: int,
+        seed: int,
+        workers: int = 2,
+        device: torch.device | None = None,
+        cache_dir: Path | None = None,
+        max_bad: float = 0.05,
+        num_views: int = 2,
+        policy: Policy | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        self.name = os.path.basename(os.path.abspath(root)) or "folder"
+        self.image_shape = (3, image_size, image_size)
+        self.num_views, self.policy = num_views, policy or simclr(image_size)
+        self._seed, self._workers, self._max_bad = seed, workers, max_bad
+        self._device = device or torch.device("cpu")
+        self._scan = scan(root, workers=max(workers, 4), cache_dir=cache_dir)
+        self._refuse_nothing(root)
+        self._split: Split = find_split(self._scan.paths)
+        self._width = np.array([header.width for header in self._scan.headers])
+        self._height = np.array([header.height for header in self._scan.headers])
+        self.num_samples = len(self._split.train)
+        self.backend = _choose_backend(backend)
+        self._bad: dict[int, str] = {}  # index into the scan -> reason, found while decoding
+        self._lock = threading.Lock()
+        self._refuse_too_many()
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches in one pass; the incomplete last one is left out."""
+        check_batch_size(batch_size, self.num_samples, self.name)
+        return self.num_samples // batch_size
+
+    def batches(
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        device: torch.device | None = None,
+    ) -> Prefetcher[Batch]:
+        """Endless batches from ``start_step`` on, made ahead of time by one thread."""
+        per_epoch = self.steps_per_epoch(batch_size)
+        target = device or self._device
+        reader = self._reader(target)
+
+        def make(step: int) -> Batch:
+            epoch, position = divmod(step, per_epoch)
+            order = keyed.permutation(self.num_samples, seed=seed, epoch=epoch)
+            chosen = order[position * batch_size : (position + 1) * batch_size]
+            return self._batch(reader, self._split.train[chosen], seed, epoch).to(target)
+
+        return Prefetcher(make, start=start_step, release=reader.close)
+
+    def _batch(
+        self, reader: DaliReader | TorchReader, wanted_N: np.ndarray, seed: int, epoch: int
+    ) -> Batch:
+        while True:
+            index_N = np.array([self._replacement(int(i), seed, epoch) for i in wanted_N])
+            tables = [self._params(index_N, seed, epoch, view) for view in range(self.num_views)]
+            paths = [self._scan.full(int(index)) for index in index_N]
+            headers = [self._scan.headers[int(index)] for index in index_N]
+            made = reader.views(paths, headers, tables)
+            if not isinstance(made, dict):
+                return Batch(made, torch.from_numpy(index_N), tuple(tables))
+            self._exclude({int(index_N[slot]): reason for slot, reason in made.items()})
+
+    def _replacement(self, index: int, seed: int, epoch: int) -> int:
+        """``index`` itself, or the first good file of its keyed sequence."""
+        if index not in self._bad:
+            return index
+        unit_K = keyed.uniform(
+            _REFILLS, seed=seed, epoch=epoch, index_N=np.array([index]), stream="refill"
+        )[0]
+        for candidate in self._split.train[(unit_K * self.num_samples).astype(np.int64)]:
+            if int(candidate) not in self._bad:
+                return int(candidate)
+        raise TooManyBadFiles(f"--data: no usable image is left in {self.name}")
+
+    def _params(self, index_N: np.ndarray, seed: int, epoch: int, view: int) -> ViewParams:
+        sizes = {"width_N": self._width[index_N], "height_N": self._height[index_N]}
+        return draw(self.policy, seed=seed, epoch=epoch, index_N=index_N, view=view, **sizes)
+
+    def _reader(self, device: torch.device) -> DaliReader | TorchReader:
+        side = self.image_shape[1]
+        if self.backend == "torchvision":
+            return TorchReader(self.policy, side=side, workers=self._workers)
+        device_id = (device.index or 0) if device.type == "cuda" else None
+        return DaliReader(
+            self.policy,
+            side=side,
+            num_views=self.num_views,
+            workers=self._workers,
+            device_id=device_id,
+        )
+
+    def _exclude(self, found: dict[int, str]) -> None:
+        with self._lock:
+            for index, reason in found.items():
+                if index not in self._bad:
+                    self._bad[index] = reason
+                    path = printable(self._scan.paths[index])
+                    logging.getLogger("fastssl").warning("skipped %s: %s", path, reason)
+        self._refuse_too_many()
+
+    def skipped(self) -> list[tuple[str, str]]:
+        """(path, reason) of every file that is not used, sorted by path."""
+        decoded = [(self._scan.paths[index], reason) for index, reason in self._bad.items()]
+        return sorted([*self._scan.skipped, *decoded])
+
+    def report(self) -> dict:
+        """What was skipped and why, ready for JSON."""
+        entries = [{"path": printable(path), "reason": why} for path, why in self.skipped()]
+        return {"skipped": entries, "num_files": self._scan.num_files}
+
+    def _refuse_nothing(self, root: Path) -> None:
+        if self._scan.paths:
+            return
+        skipped = [f"{printable(path)}: {reason}" for path, reason in self._scan.skipped[:5]]
+        found = "; ".join(skipped) if skipped else "no file named *.jpg, *.png, *.webp or *.bmp"
+        raise ValueError(f"--data {root}: expected a folder with images, found {found}")
+
+    def _refuse_too_many(self) -> None:
+        skipped = self.skipped()
+        if len(skipped) <= self._max_bad * self._scan.num_files:
+            return
+        listed = "\n  ".join(f"{printable(path)}: {reason}" for path, reason in skipped[:10])
+        raise TooManyBadFiles(
+            f"--data {self.name}: {len(skipped)} of {self._scan.num_files} files cannot be used, "
+            f"more than --max-bad-files {self._max_bad:g} allows. Remove them or raise the limit. "
+            f"The first ones:\n  {listed}"
+        )
+
+    def labelled(self, split: str, limit: int | None = None) -> Labelled | None:
+        """Clean images with their class, or None where the folders name fewer than two classes.
+
+        "test" is root/val (or test) where it exists; else a fifth of the images, chosen by a keyed
+        draw: held out from the readout, not from training. Files that do not decode are left out.
+        """
+        chosen = labelled_indices(self._split, split, seed=self._seed, limit=limit)
+        if chosen is None:
+            return None
+        good = self._decodable(chosen)
+        classes = torch.from_numpy(self._split.label[good])
+
+        def render(position_N: np.ndarray) -> Tensor:
+            with ThreadPoolExecutor(max_workers=max(1, self._workers)) as pool:
+                pixels = list(pool.map(lambda p: self._clean(int(good[p])), position_N))
+            x_N3SS = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float()
+            return normalise(x_N3SS, self.policy)
+
+        return Labelled(classes, "classification", self._split.classes, render)
+
+    def _decodable(self, index_N: np.ndarray) -> np.ndarray:
+        def reason(index: int) -> str | None:
+            try:
+                self._clean(index)
+            except BadFile as bad:
+                return str(bad)
+            return None
+
+        with ThreadPoolExecutor(max_workers=max(1, self._workers)) as pool:
+            reasons = list(pool.map(reason, index_N.tolist()))
+        bad = {int(i): why for i, why in zip(index_N, reasons, strict=True) if why is not None}
+        self._exclude(bad)
+        return np.array([index for index in index_N if int(index) not in self._bad])
+
+    def _clean(self, index: int) -> np.ndarray:
+        """Shorter side to the eval size, then the central square: (S, S, 3) uint8."""
+        side = self.image_shape[1]
+        image = decode(read(self._scan.full(index)), self._scan.headers[index])
+        kept = 1.0 if side < 96 else 224 / 256  # of the shorter side
+        edge = kept * min(image.size)
+        left, top = (image.width - edge) / 2, (image.height - edge) / 2
+        return resized(image, np.array([left, top, edge, edge]), side)
+
+
+@cache
+def _say_no_dali() -> None:
+    logging.getLogger("fastssl").warning(
+        "DALI is not installed: images are decoded by PIL, several times slower. "
+        'pip install "fastssl[train]" brings nvidia-dali-cuda130.'
+    )
+
+
+def _choose_backend(backend: Backend) -> Backend:
+    if backend != "auto":
+        return backend
+    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
+        return "dali"
+    _say_no_dali()
+    return "torchvision"

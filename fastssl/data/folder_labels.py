@@ -1,0 +1,76 @@
+"""Splits and classes that the layout of a folder tells.
+
+    train/dog/1.jpg, val/dog/2.jpg      splits, and classes below them
+    dog/1.jpg, cat/2.jpg                classes; a keyed fifth is the test split of readouts
+    1.jpg, a/b/2.jpg                    no classes
+"""
+
+# shapes: N images
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastssl.augment import keyed
+
+_TRAIN = ("train", "training")
+_TEST = ("val", "valid", "validation", "test", "testing")
+TEST_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices into the scanned files, and a class for each file (-1: none)."""
+
+    train: np.ndarray  # (n,) int64
+    test: np.ndarray  # (m,) int64, empty where the folder has no test split of its own
+    label: np.ndarray  # (N,) int64
+    classes: tuple[str, ...]
+
+
+def find_split(paths: tuple[str, ...]) -> Split:
+    """Reads splits and classes from relative paths."""
+    parts = [path.split("/") for path in paths]
+    tops = {part[0].lower() for part in parts if len(part) > 1}
+    has_splits = bool(tops & set(_TRAIN)) and all(len(part) > 1 for part in parts)
+    if has_splits:
+        train = [i for i, part in enumerate(parts) if part[0].lower() in _TRAIN]
+        test = [i for i, part in enumerate(parts) if part[0].lower() in _TEST]
+        used = sorted(train + test)
+    else:
+        train, test = list(range(len(parts))), []
+        used = train
+    depth = 1 if has_splits else 0
+    label, classes = _labels(parts, used, depth)
+    return Split(np.array(train), np.array(test, dtype=np.int64), label, classes)
+
+
+def _labels(
+    parts: list[list[str]], used: list[int], depth: int
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    label = np.full(len(parts), -1, dtype=np.int64)
+    if any(len(parts[i]) < depth + 2 for i in used):
+        return label, ()
+    classes = sorted({parts[i][depth] for i in used})
+    if len(classes) < 2:
+        return label, ()
+    number = {name: position for position, name in enumerate(classes)}
+    for i in used:
+        label[i] = number[parts[i][depth]]
+    return label, tuple(classes)
+
+
+def labelled_indices(split: Split, name: str, *, seed: int, limit: int | None) -> np.ndarray | None:
+    """Files of the readout split "train" or "test", in a keyed order, at most ``limit``."""
+    if name not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', received {name!r}")
+    if not split.classes:
+        return None
+    if len(split.test):
+        chosen = split.train if name == "train" else split.test
+    else:
+        unit_N = keyed.uniform(1, seed=seed, index_N=split.train, stream="readout split")[:, 0]
+        chosen = split.train[(unit_N < TEST_FRACTION) == (name == "test")]
+    order = keyed.permutation(len(chosen), seed=seed, epoch=0, stream=f"readout {name}")
+    return chosen[order[:limit]]

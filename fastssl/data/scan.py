@@ -1,0 +1,126 @@
+"""Which files of a folder are images, in a stable order, with what their headers say.
+
+Verdicts are cached as JSON lines keyed by path, size and modification time, so that a large folder
+is checked once per run; a damaged cache is ignored line by line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from fastssl.data.headers import BadFile, Header, check
+
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp")
+_CACHE_NAME = "image-headers.jsonl"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Usable files, relative to the root and sorted, with their headers; and the others."""
+
+    root: str
+    paths: tuple[str, ...]
+    headers: tuple[Header, ...]
+    skipped: tuple[tuple[str, str], ...]  # (relative path, reason)
+
+    @property
+    def num_files(self) -> int:
+        return len(self.paths) + len(self.skipped)
+
+    def full(self, index: int) -> str:
+        return os.path.join(self.root, self.paths[index])
+
+
+def scan(root: Path, *, workers: int, cache_dir: Path | None) -> Scan:
+    """Checks the header of every file below ``root`` that is named like an image."""
+    folder = os.fspath(root)
+    candidates = find_images(folder)
+    known = _read_cache(cache_dir)
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        verdicts = list(pool.map(lambda path: _verdict(folder, path, known), candidates))
+    if cache_dir is not None:
+        _write_cache(cache_dir, folder, candidates, verdicts)
+    good = [(p, v) for p, v in zip(candidates, verdicts, strict=True) if isinstance(v, Header)]
+    bad = [(p, v) for p, v in zip(candidates, verdicts, strict=True) if isinstance(v, str)]
+    return Scan(folder, tuple(p for p, _ in good), tuple(v for _, v in good), tuple(bad))
+
+
+def find_images(root: str) -> list[str]:
+    """Paths below ``root`` named like images (case ignored), sorted. Links are followed, each
+    folder once; hidden entries are left out."""
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        identity = os.stat(folder)
+        if (identity.st_dev, identity.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((identity.st_dev, identity.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in (*files, *subfolders):
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                found.append(os.path.relpath(os.path.join(folder, name), root))
+    return sorted(found)
+
+
+def printable(path: str) -> str:
+    """The path as text that any terminal and file can take (names need not be UTF-8)."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _key(folder: str, path: str) -> str | None:
+    try:
+        status = os.stat(os.path.join(folder, path))
+    except OSError:
+        return None
+    return json.dumps([path, status.st_size, status.st_mtime_ns])
+
+
+def _verdict(folder: str, path: str, known: dict[str, Header]) -> Header | str:
+    key = _key(folder, path)
+    if key in known:
+        return known[key]
+    try:
+        return check(os.path.join(folder, path))
+    except BadFile as bad:
+        return str(bad)
+
+
+def _read_cache(cache_dir: Path | None) -> dict[str, Header]:
+    known: dict[str, Header] = {}
+    if cache_dir is None:
+        return known
+    try:
+        lines = (cache_dir / _CACHE_NAME).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return known
+    for line in lines:
+        try:
+            path, size, modified, width, height, orientation, plain = json.loads(line)
+            fields = (width, height, orientation)
+        except (ValueError, TypeError):
+            continue
+        if all(type(value) is int for value in fields) and type(plain) is bool:
+            known[json.dumps([path, size, modified])] = Header(*fields, plain)
+    return known
+
+
+def _write_cache(
+    cache_dir: Path, folder: str, paths: list[str], verdicts: list[Header | str]
+) -> None:
+    lines = []
+    for path, verdict in zip(paths, verdicts, strict=True):
+        key = _key(folder, path)
+        if key is not None and isinstance(verdict, Header):
+            lines.append(json.dumps([*json.loads(key), *astuple(verdict)]))
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        temporary = cache_dir / f".{_CACHE_NAME}-{os.getpid()}"
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        temporary.replace(cache_dir / _CACHE_NAME)
+    except OSError:
+        return  # a full disk costs the next start some seconds, nothing else
