@@ -1,0 +1,38 @@
+"""Which device, and which arithmetic on it."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from fastssl.engine.config import Precision
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: not a device, or a CUDA device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device: expected auto, cpu, cuda or cuda:N, received {name!r}"
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, received {name!r}")
+    found = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ValueError(f"device: received {name!r}, but PyTorch sees {found} CUDA devices")
+    return device
+
+
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager:
+    """bf16 autocast where ``precision`` asks for it (``auto``: on CUDA), else nothing."""
+    if precision == "bf16" or (precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()

@@ -1,0 +1,71 @@
+"""export/: the backbone alone, in a format everyone reads, with a card that says what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+from torch import nn
+
+from fastssl.engine.files import write_bytes, write_text
+from fastssl.engine.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number and how it was measured."""
+
+    name: str
+    value: float
+    protocol: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What the reader of the weights must know."""
+
+    method: str
+    data: str
+    steps: int
+    backbone: str
+    image_size: int
+    snippet: str
+    """Two lines of Python that load the weights into a plain model."""
+    scores: Sequence[Score] = field(default=())
+    notes: str = ""
+
+
+def export_backbone(run: RunFolder, backbone: nn.Module, *, card: Card) -> Path:
+    """Write export/backbone.safetensors (the backbone's own keys) and export/README.md."""
+    state = backbone.state_dict()
+    wrapped = [key for key in state if key.startswith(("_orig_mod.", "module.", "backbone."))]
+    assert not wrapped, f"wrapped keys {wrapped[:3]}: export the plain module"
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+    run.export.mkdir(exist_ok=True)
+    path = run.export / "backbone.safetensors"
+    write_bytes(path, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    write_text(run.export / "README.md", _card_text(card))
+    return path
+
+
+def _card_text(card: Card) -> str:
+    rows = [f"| {s.name} | {s.value:.4g} | {s.protocol} |" for s in card.scores]
+    scores = ["| score | value | protocol |", "|---|---|---|", *rows] if rows else ["not measured"]
+    lines = [
+        f"# {card.backbone}, trained by {card.method} on {card.data}",
+        "",
+        f"Encoder weights after {card.steps} steps of fastssl. Input: {card.image_size} x "
+        f"{card.image_size} pixels, normalised as in training (config.yaml of the run).",
+        "",
+        "```python",
+        card.snippet.strip(),
+        "```",
+        "",
+        *scores,
+        "",
+        "Licence: these weights are yours, under the terms of the data that you trained on. "
+        "fastssl claims nothing about them.",
+    ]
+    return "\n".join([*lines, *(["", card.notes] if card.notes else [])]) + "\n"

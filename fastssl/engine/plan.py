@@ -1,0 +1,157 @@
+"""What a run will do, worked out before it starts (``--dry-run``)."""
+
+# shapes: N batch, C channels, S side
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fastssl.engine.config import TrainConfig, scaled_lr
+from fastssl.engine.protocols import Source
+
+_STATE_COPIES = {"adamw": 2, "sgd": 1, "lars": 1}
+
+
+def check(config: TrainConfig) -> None:
+    """Raise ValueError, naming the setting, for values that no run can have."""
+    at_least = {
+        **{"batch_size": 1, "accumulate": 1, "save_every": 1, "log_every": 1, "image_size": 1},
+        **{"keep_checkpoints": 2, "max_bad_steps": 1, "readout_every": 0, "warmup_steps": 0},
+        **{"workers": 0},
+    }
+    for name, least in at_least.items():
+        if getattr(config, name) < least:
+            raise ValueError(f"{name}: expected at least {least}, received {getattr(config, name)}")
+    for name in ("epochs", "max_steps"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, received {value}")
+    if not (math.isfinite(config.lr) and config.lr > 0):
+        raise ValueError(f"lr: expected a positive number, received {config.lr}")
+    if not (math.isfinite(config.weight_decay) and config.weight_decay >= 0):
+        raise ValueError(f"weight_decay: expected zero or more, received {config.weight_decay}")
+
+
+def total_steps(source: Source, config: TrainConfig) -> int:
+    """Optimiser steps of the whole run.
+
+    Raises:
+        ValueError: neither epochs nor max_steps is set, or the data do not fill one batch.
+    """
+    check(config)
+    per_epoch = source.steps_per_epoch(config.batch_size)
+    if per_epoch < 1:
+        raise ValueError(
+            f"batch_size: {config.batch_size} is more than the {source.num_samples} samples of "
+            f"{source.name}; give a smaller --batch-size"
+        )
+    if config.max_steps is not None:
+        return config.max_steps
+    if config.epochs is None:
+        raise ValueError("epochs, max_steps: set one of them")
+    return max(1, config.epochs * per_epoch // config.accumulate)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated bytes while training, framework and data loader not included."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def estimate_memory(method: nn.Module, config: TrainConfig, *, source: Source) -> Memory:
+    """Weights, gradients and optimiser counted; activations measured at N = 4 and 8, extrapolated.
+
+    Runs two small forward passes: buffers and random state move, so call it before training only
+    where that does not matter (``--dry-run``).
+    """
+    params = [p for p in method.parameters() if p.requires_grad]
+    trained = sum(p.numel() * p.element_size() for p in params)
+    held = sum(t.numel() * t.element_size() for t in (*method.parameters(), *method.buffers()))
+    shape = (source.num_views, *source.image_shape)
+    small, large = (_saved_bytes(method, n, shape) for n in (4, 8))
+    per_sample = max(0, large - small) / 4
+    return Memory(
+        weights=held,
+        gradients=trained,
+        optimizer=trained * _STATE_COPIES[config.optimizer],
+        activations=int(small + per_sample * max(0, config.batch_size - 4)),
+    )
+
+
+def plan_lines(
+    config: TrainConfig,
+    *,
+    source: Source,
+    method: nn.Module,
+    device: torch.device,
+    backends: Mapping[str, str],
+) -> list[str]:
+    """The resolved plan, one aligned line per fact. ``backends`` says which code each op uses."""
+    steps = total_steps(source, config)
+    samples = config.batch_size * config.accumulate
+    memory = estimate_memory(method, config, source=source)
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    facts = {
+        "method": config.method,
+        "data": f"{source.name}, {source.num_samples:,} samples, views of {source.image_shape}",
+        "backbone": f"{config.backbone}, {_count(method.backbone):,} parameters "  # type: ignore[arg-type]
+        f"({_count(method):,} with the method's heads)",
+        "device": f"{device}, {'bf16 autocast' if bf16 else 'fp32'}, "
+        f"{'torch.compile' if config.compile else 'eager'}",
+        "steps": f"{steps:,} ({steps * samples / source.num_samples:.2f} epochs)",
+        "views per step": f"{samples * source.num_views:,} ({samples:,} samples x "
+        f"{source.num_views} views)",
+        "lr after scaling": f"{scaled_lr(config):.4g} ({config.lr:g} x {samples} / 256), "
+        f"{config.optimizer}, {config.warmup_steps} warm-up steps, cosine to 0",
+        "memory estimate": f"{memory.total / 2**20:,.0f} MiB (weights "
+        f"{memory.weights / 2**20:.0f}, gradients {memory.gradients / 2**20:.0f}, optimiser "
+        f"{memory.optimizer / 2**20:.0f}, activations {memory.activations / 2**20:,.0f})",
+        **{f"op {name}": backend for name, backend in backends.items()},
+    }
+    if config.accumulate > 1:
+        facts["negatives"] = accumulation_note(config)
+    return [f"{name:<18}{value}" for name, value in facts.items()]
+
+
+def accumulation_note(config: TrainConfig) -> str:
+    """What accumulation does to the negatives."""
+    return (
+        f"from each micro-batch of {config.batch_size} samples alone; --accumulate "
+        f"{config.accumulate} averages gradients and does not enlarge the contrastive batch"
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _saved_bytes(method: nn.Module, num_samples: int, shape: tuple[int, ...]) -> int:
+    """Bytes that autograd keeps for the backward pass, each storage counted once."""
+    own = {p.untyped_storage().data_ptr() for p in method.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    device = next(method.parameters()).device
+    views = tuple(torch.rand(num_samples, *shape[1:], device=device) for _ in range(shape[0]))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss, _ = method(views)
+    del loss
+    return sum(kept.values())

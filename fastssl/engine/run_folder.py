@@ -1,0 +1,245 @@
+"""The run folder: everything a run writes, in one place, used by one process at a time.
+
+    config.yaml  metrics.jsonl  train.log  environment.json  checkpoints/  export/  cache/
+
+A folder that holds a run is refused unless resumed or overwritten; one that holds anything else is
+never touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+
+import yaml
+
+from fastssl.engine.environment import describe
+from fastssl.engine.files import TEMPORARY, write_json, write_text
+
+_MARK = "# fastssl run\n"
+_MOST_CONFIG_BYTES = 1 << 20
+_DEEPEST_CONFIG = 16
+_LOCK = ".lock"
+# config.yaml last: it is what marks the folder as a run, should deleting be interrupted.
+_OURS = (
+    *("metrics.jsonl", "train.log", "environment.json", "checkpoints", "export", "evaluation"),
+    *("tensorboard", "cache", "config.yaml"),
+)
+_MAY_CHANGE = frozenset(
+    f"train.{key}"
+    for key in (
+        "out resume overwrite dry_run workers device save_every log_every readout_every "
+        "keep_checkpoints tensorboard max_bad_files max_bad_steps"
+    ).split()
+)
+_SCHEDULE = {"train.epochs", "train.max_steps", "train.warmup_steps"}
+
+
+class RunFolder:
+    """An open, locked run folder. Made by ``open_run``; a context manager.
+
+    Attributes:
+        path: the folder. settings: the resolved configuration as plain values.
+        resuming: whether a run was here before and is being continued.
+    """
+
+    def __init__(self, path: Path, *, settings: dict, resuming: bool, lock: int) -> None:
+        self.path = path
+        self.settings = settings
+        self.resuming = resuming
+        self._lock = lock
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.log_file = path / "train.log"
+        self.checkpoints = path / "checkpoints"
+        self.export = path / "export"
+        self.cache = path / "cache"
+
+    def identity(self) -> dict:
+        """The settings that may not change within one run."""
+        return {k: v for k, v in _flat(self.settings).items() if k not in _MAY_CHANGE}
+
+    def close(self) -> None:
+        """Give the folder free for another process."""
+        os.close(self._lock)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_run(settings: dict, *, name: str) -> RunFolder:
+    """Create, continue or replace the run in ``settings["train"]["out"]``.
+
+    Args:
+        settings: the whole configuration as plain values, with a ``train`` entry (TrainConfig).
+        name: METHOD-DATA, for the default folder runs/METHOD-DATA-N.
+
+    Raises:
+        ValueError: the folder holds a run or something else, is in use, or holds a run made with
+            other settings; the message says what to do.
+    """
+    settings = json.loads(json.dumps(settings))  # fresh plain objects: YAML without aliases
+    train = settings["train"]
+    if train["resume"] and train["overwrite"]:
+        raise ValueError("resume, overwrite: choose one of --resume and --overwrite")
+    if train["out"] is None and train["resume"]:
+        raise ValueError("resume: say which run with --out DIR")
+    path = _next_free(Path("runs"), name) if train["out"] is None else Path(train["out"])
+    train["out"] = str(path)
+    _refuse_foreign(path)
+    path.mkdir(parents=True, exist_ok=True)
+    lock = _locked(path)
+    try:
+        resuming = _claim(path, settings)
+        _set_up(path, settings)
+    except BaseException:
+        os.close(lock)
+        raise
+    return RunFolder(path, settings=settings, resuming=resuming, lock=lock)
+
+
+def read_settings(path: Path) -> dict:
+    """config.yaml of the run in ``path``, as plain values. Raises ValueError if there is none."""
+    file = path / "config.yaml"
+    if not _holds_run(path):
+        raise ValueError(f"run: {path} holds no fastssl run (no config.yaml made by fastssl.train)")
+    try:
+        text = file.read_text(encoding="utf-8")
+        _refuse_bombs(text)
+        settings = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"run: {file} is damaged: {str(error)[:200]}") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("train"), dict):
+        raise ValueError(f"run: {file} is damaged: no `train` section")
+    return settings
+
+
+def _refuse_bombs(text: str) -> None:
+    """References and deep nesting make a small file cost gigabytes or hours; we write neither."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST_CONFIG:
+            raise ValueError("it contains references or deep nesting")
+
+
+def _holds_run(path: Path) -> bool:
+    file = path / "config.yaml"
+    if file.is_symlink() or not file.is_file() or file.stat().st_size > _MOST_CONFIG_BYTES:
+        return False
+    with open(file, "rb") as stream:
+        return stream.read(len(_MARK)) == _MARK.encode()
+
+
+def _refuse_foreign(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"out: {path} is a file; give a folder")
+    if not path.exists() or _holds_run(path):
+        return
+    names = [entry.name for entry in path.iterdir()]
+    foreign = [n for n in names if n != _LOCK and not n.startswith(TEMPORARY)]
+    if foreign:
+        raise ValueError(
+            f"out: {path} is not empty and holds no fastssl run (found {', '.join(foreign[:3])}); "
+            "give a new folder. Nothing was touched."
+        )
+
+
+def _locked(path: Path) -> int:
+    """The kernel frees this lock when the process ends, however it ends."""
+    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.pread(lock, 32, 0).decode(errors="replace").strip()
+        os.close(lock)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        raise ValueError(f"out: {path} is in use by another fastssl process ({owner})") from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
+    return lock
+
+
+def _claim(path: Path, settings: dict) -> bool:
+    """Refuse, delete or accept what is in the (locked) folder; True if a run is continued."""
+    train = settings["train"]
+    for leftover in path.glob(f"{TEMPORARY}*"):
+        leftover.unlink()
+    if not _holds_run(path):
+        return False
+    if train["resume"]:
+        _refuse_changes(path, settings)
+        return True
+    if not train["overwrite"]:
+        raise ValueError(
+            f"out: {path} already holds a run; continue it with --resume, replace it with "
+            "--overwrite, or give another --out"
+        )
+    for name in _OURS:
+        entry = path / name
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
+    return False
+
+
+def _refuse_changes(path: Path, settings: dict) -> None:
+    before, now = _flat(read_settings(path)), _flat(settings)
+    changed = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if key not in _MAY_CHANGE and before.get(key, "absent") != now.get(key, "absent")
+    ]
+    if not changed:
+        return
+    told = "; ".join(
+        f"{key.split('.', 1)[-1]} was {before.get(key, 'absent')!r}, now {now.get(key, 'absent')!r}"
+        for key in changed
+    )
+    why = " (the learning rate follows the planned length)" if _SCHEDULE & set(changed) else ""
+    raise ValueError(
+        f"resume: {path} was made with other settings: {told}{why}. Repeat the original settings, "
+        "or start anew with another --out"
+    )
+
+
+def _set_up(path: Path, settings: dict) -> None:
+    # config.yaml first: a process killed between these lines leaves a folder known as a run.
+    write_text(path / "config.yaml", _MARK + yaml.safe_dump(settings, sort_keys=False))
+    for folder in ("checkpoints", "export"):
+        (path / folder).mkdir(exist_ok=True)
+    if not (path / "environment.json").exists():
+        write_json(path / "environment.json", describe())
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    flat: dict = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _next_free(parent: Path, name: str) -> Path:
+    """parent/name-N with the next free N; making the folder is what claims it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        try:
+            (parent / f"{name}-{number}").mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return parent / f"{name}-{number}"

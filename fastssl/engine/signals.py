@@ -1,0 +1,37 @@
+"""SIGTERM and SIGINT ask the loop to finish its step and save; a second one ends the run at once.
+
+Exit codes follow the shell: 128 + signal number (143 and 130).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+EXIT_CODES = {"end": 0, "SIGTERM": 143, "SIGINT": 130}
+
+
+class StopSignals:
+    """Context in which ``requested`` turns from None to the name of the signal that arrived."""
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        # Python lets only the main thread install handlers; elsewhere the caller keeps its own.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._arrived)
+        return self
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        self.requested = signal.Signals(number).name
+        # The kernel's own action, so that the second one works even inside a long C++ call.
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
