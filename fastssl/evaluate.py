@@ -1,0 +1,94 @@
+"""``python -m fastssl.evaluate {knn,linear,ridge} --run DIR``: score a run's exported encoder.
+
+Needs the run's config.yaml and export/backbone.safetensors, no checkpoint. Each number is printed
+with its protocol and appended to DIR/evaluation/scores.jsonl.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastssl import _extras
+from fastssl._cli import guarded, parse_verb
+
+DESCRIPTION = """\
+Score the encoder that a run exported.
+
+  python -m fastssl.evaluate ridge --run runs/simclr-spirograph-1
+  python -m fastssl.evaluate knn --run runs/simclr-photos-1 --data other_photos
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Settings of every read-out."""
+
+    run: Path
+    """Run folder with config.yaml and export/backbone.safetensors."""
+    data: str | None = None
+    """Data to score on: `spirograph` or a folder with one sub-folder per class. Default: the data
+    of the run."""
+    train_images: int | None = None
+    """Images to fit on. Default: 6000 for Spirograph, all of a folder's train split."""
+    test_images: int | None = None
+    """Images to score. Default: 2000 for Spirograph, all of a folder's test split."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    workers: int = 2
+    """Threads that decode images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knn(Common):
+    """Weighted k-nearest-neighbour classification on cosine similarity (Wu et al. 2018)."""
+
+    k: int = 20
+    """Neighbours that vote."""
+    temperature: float = 0.07
+    """Divides the similarity in a vote's weight, exp(similarity / temperature)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Common):
+    """Logistic regression on the frozen features, full-batch L-BFGS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ridge(Common):
+    """Ridge regression of continuous targets, in closed form."""
+
+
+VERBS: dict[str, type[Common]] = {"knn": Knn, "linear": Linear, "ridge": Ridge}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 an error of the user's."""
+    return guarded(lambda: _main(sys.argv[1:] if argv is None else list(argv)))
+
+
+def _main(argv: list[str]) -> int:
+    _extras.check("tyro", "yaml", "safetensors", extra="train")
+    config = parse_verb(VERBS, argv, prog="python -m fastssl.evaluate", text=DESCRIPTION)
+    from fastssl.recipes import assess
+
+    kind = next(name for name, verb in VERBS.items() if type(config) is verb)
+    voting = {"k": config.k, "temperature": config.temperature} if isinstance(config, Knn) else {}
+    record = assess.evaluate(
+        kind,
+        folder=config.run,
+        data=config.data,
+        train_images=config.train_images,
+        test_images=config.test_images,
+        device=config.device,
+        workers=config.workers,
+        **voting,
+    )
+    print("\n".join(assess.describe(record)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""SimCLR (Chen et al. 2020, arXiv:2002.05709).
+
+h = f(x)                                     encoder, section 2.1
+z = g(h) = W2 relu(BN(W1 h))                 projection head, section 2.1
+l(i, j) = -log exp(s_ij / tau) / sum_{k != i} exp(s_ik / tau)     eq. 1, s = cosine similarity
+L = mean of l over all positive pairs (i, j) and (j, i)           algorithm 1
+"""
+
+# shapes: N batch, C channels, S side, D embedding
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastssl.losses import NTXentLoss
+from fastssl.methods.configs import SimCLRConfig
+from fastssl.nn.heads import projector
+
+
+class SimCLR(nn.Module):
+    """Contrasts two views of each image against all other images of the batch.
+
+    backbone: (N, 3, S, S) -> (N, F), with F as its ``num_features``.
+    """
+
+    def __init__(self, backbone: nn.Module, config: SimCLRConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector(int(backbone.num_features), config.projector_dims)  # type: ignore[arg-type]
+        self.loss = NTXentLoss(config.temperature)
+
+    def forward(self, views: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of two views, each (N, C, S, S), whose rows are the same N samples.
+
+        Both views pass the network as one batch, so that batch normalisation sees them together
+        as in the paper; the order of the views does not matter.
+        """
+        if len(views) != 2 or views[0].shape != views[1].shape:
+            shapes = [tuple(view.shape) for view in views]
+            raise ValueError(f"simclr: expected two views of one shape, received {shapes}")
+        z0_ND, z1_ND = self.projector(self.features(torch.cat(views))).chunk(2)
+        similarity_N = F.cosine_similarity(z0_ND.detach(), z1_ND.detach())
+        return self.loss(z0_ND, z1_ND), {"positive_similarity": similarity_N.mean()}
+
+    def features(self, x_NCSS: Tensor) -> Tensor:
+        """(N, F) representation for evaluation: the encoder's output, before the projector."""
+        return self.backbone(x_NCSS)
+
+    def chance_loss(self, num_samples: int) -> float:
+        """The loss of embeddings that are all alike: log(2N - 1)."""
+        return math.log(2 * num_samples - 1)

@@ -1,0 +1,34 @@
+"""The small encoder for 32 px images: four 3x3 convolutions and a global average.
+
+(N, 3, S, S) -> 32 -> 64 -> 128 -> 128 channels, strides 2, 2, 2, 1, BN + ReLU -> (N, 128)
+"""
+
+# shapes: N batch, C channels, S side, F features
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+CHANNELS = (32, 64, 128, 128)
+STRIDES = (2, 2, 2, 1)
+
+
+class ConvNet(nn.Module):
+    """Maps (N, 3, S, S) float images, S >= 8, to (N, 128) non-negative features."""
+
+    num_features = CHANNELS[-1]
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = 3
+        for channels, stride in zip(CHANNELS, STRIDES, strict=True):
+            layers += [
+                nn.Conv2d(width, channels, 3, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+            ]
+            width = channels
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x_NCSS: Tensor) -> Tensor:
+        return self.layers(x_NCSS).mean(dim=(2, 3))

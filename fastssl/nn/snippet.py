@@ -1,0 +1,64 @@
+"""The two lines that load ``export/backbone.safetensors`` into a model nobody has to import us for.
+
+The exported keys are the library's own, so that torchvision and timm models load them directly.
+"""
+
+from __future__ import annotations
+
+import re
+
+from fastssl.nn.backbones import has_small_stem, resolve
+
+
+def loading_snippet(name: str, image_size: int, path: str = "export/backbone.safetensors") -> str:
+    """Python source that leaves the loaded encoder in ``model``: imports, then two lines.
+
+    name, image_size: as given to ``build_backbone``. A ResNet trained under 64 px has the
+    small-image stem, which ``fastssl.nn.backbones.small_stem`` puts into a torchvision ResNet.
+    """
+    library, plain = resolve(name)
+    if library == "torchvision":
+        return _torchvision_snippet(plain, image_size, path)
+    if library == "timm":
+        options = "".join(f", {key}={value}" for key, value in _timm_options(plain, image_size))
+        imports = ["import timm", "from safetensors.torch import load_file"]
+        build = f'model = timm.create_model("{plain}", num_classes=0{options})'
+    else:
+        imports = [
+            "from fastssl.nn.backbones import build_backbone",
+            "from safetensors.torch import load_file",
+        ]
+        build = f'model = build_backbone("{plain}", {image_size})'
+    return "\n".join([*imports, build, f'model.load_state_dict(load_file("{path}"))']) + "\n"
+
+
+def _torchvision_snippet(name: str, image_size: int, path: str) -> str:
+    size = f"image_size={image_size}" if name.startswith("vit_") else ""
+    size = f"input_size=({image_size}, {image_size})" if name == "maxvit_t" else size
+    size = "aux_logits=False, init_weights=True" if name in ("googlenet", "inception_v3") else size
+    imports = ["from safetensors.torch import load_file", f"from torchvision.models import {name}"]
+    build = f"{name}({size})"
+    if has_small_stem(name, image_size):
+        imports.append("from fastssl.nn.backbones import small_stem  # 3x3 stride 1, no max-pool")
+        build = f"small_stem({build})"
+    load = (
+        f'missing, extra = model.load_state_dict(load_file("{path}"), strict=False)'
+        "  # missing: the head alone; extra: nothing"
+    )
+    return "\n".join([*imports, f"model = {build}", load]) + "\n"
+
+
+def _timm_options(name: str, image_size: int) -> list[tuple[str, object]]:
+    """The arguments this model takes, found as ``build_backbone`` finds them."""
+    import timm
+
+    options: list[tuple[str, object]] = [("img_size", image_size), ("dynamic_img_size", True)]
+    while options:
+        try:
+            timm.create_model(name, pretrained=False, num_classes=0, **dict(options))
+            return options
+        except TypeError as error:
+            if not re.search("unexpected keyword", str(error)):
+                raise
+            options.pop()
+    return options

@@ -1,0 +1,121 @@
+"""Scores an exported encoder: run folder and data in, a record with its protocol out."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from fastssl.data.sources import open_source
+from fastssl.engine.device import resolve_device
+from fastssl.evaluation.features import encoder
+from fastssl.nn.backbones import build_backbone, stem_name
+from fastssl.recipes.readouts import Readout, make_readout
+from fastssl.recipes.run import Run, read_run
+
+RECORDS = "evaluation/scores.jsonl"  # inside the run folder
+SPIROGRAPH_IMAGES = {"train": 6000, "test": 2000}
+
+
+def evaluate(
+    kind: str,
+    *,
+    folder: Path,
+    data: str | None,
+    train_images: int | None,
+    test_images: int | None,
+    device: str,
+    workers: int,
+    **voting: Any,
+) -> dict[str, Any]:
+    """Score the encoder of the run in ``folder``, and append the record to its ``RECORDS``.
+
+    kind: "knn", "linear" or "ridge"; voting: k and temperature of kNN. Raises ValueError for a
+    folder that is no run, a damaged export, or labels that do not fit.
+    """
+    run = read_run(folder)
+    backbone = load_backbone(folder, run)
+    data = data or run.train.data
+    where = resolve_device(device)
+    source = open_source(
+        data, image_size=run.train.image_size, seed=run.train.seed, workers=workers, device=where
+    )
+    if source.kind == "spirograph":
+        train_images = train_images or SPIROGRAPH_IMAGES["train"]
+        test_images = test_images or SPIROGRAPH_IMAGES["test"]
+    readout = make_readout(source, kind, train_limit=train_images, test_limit=test_images, **voting)
+    with torch.no_grad():
+        metrics = dict(readout(encoder(backbone, where)))
+    record = make_record(readout, metrics, run=run, data=data)
+    append_record(folder, record)
+    return record
+
+
+def load_backbone(folder: Path, run: Run) -> nn.Module:
+    """The exported encoder of the run in ``folder``, on the CPU."""
+    path = folder / "export" / "backbone.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no export/backbone.safetensors: has its training ended?")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    backbone = build_backbone(run.train.backbone, run.train.image_size)
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not fit the {run.train.backbone} of {folder / 'config.yaml'}: "
+            f"{str(error).splitlines()[-1].strip()}"
+        ) from error
+    return backbone
+
+
+def make_record(
+    readout: Readout, metrics: dict[str, float], *, run: Run, data: str
+) -> dict[str, Any]:
+    """One line of ``RECORDS``: when, what, the numbers, and how they were taken."""
+    train = run.train
+    protocol = {
+        **readout.protocol(),
+        "backbone": train.backbone,
+        "stem": stem_name(train.backbone, train.image_size),
+        "image_size": train.image_size,
+        "crop": crop_name(data),
+        "precision": "fp32",
+    }
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "readout": readout.kind,
+        "data": data,
+        "metrics": metrics,
+        "protocol": protocol,
+    }
+
+
+def crop_name(data: str) -> str:
+    """What part of an image evaluation sees."""
+    return "none (drawn at this size)" if data == "spirograph" else "resize, then centre crop"
+
+
+def append_record(folder: Path, record: dict[str, Any]) -> None:
+    """Append one line to the run's ``RECORDS``, on disk when this returns."""
+    (folder / RECORDS).parent.mkdir(exist_ok=True)
+    with open(folder / RECORDS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def describe(record: dict[str, Any]) -> list[str]:
+    """The record as lines for people: the numbers, then the protocol."""
+    lines = [f"{name:<16} {value:.5g}" for name, value in record["metrics"].items()]
+    lines += [f"  {key}: {value}" for key, value in record["protocol"].items()]
+    return lines

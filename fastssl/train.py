@@ -1,0 +1,63 @@
+"""``python -m fastssl.train``: train one method on one data set, from flags to a scored encoder.
+
+Only the standard library, tyro and the config dataclasses are imported until the flags are read.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fastssl import _extras
+from fastssl._cli import flag_value, guarded, parse
+from fastssl.recipes.run import Run
+
+DESCRIPTION = """\
+Train an encoder without labels: embedded Spirograph images by default, or a folder of yours.
+
+  python -m fastssl.train --method simclr --compile
+  python -m fastssl.train --method simclr --compile --data photos --image-size 96
+  python -m fastssl.train --resume --out runs/simclr-spirograph-1
+
+The defaults below are those of the recipe for this --method and --data. Everything is written
+into one run folder. Ctrl-C saves; --resume continues to the same bytes.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 an error of the user's, 128 + n stopped by signal n."""
+    return guarded(lambda: _main(sys.argv[1:] if argv is None else list(argv)))
+
+
+def _main(argv: list[str]) -> int:
+    _extras.check("tyro", "rich", "yaml", "safetensors", extra="train")
+    run = parse(Run, argv, prog="python -m fastssl.train", text=DESCRIPTION, default=_default(argv))
+    from fastssl.recipes import assemble
+
+    if run.train.dry_run:
+        print("\n".join(assemble.plan(run)))
+        return 0
+    return assemble.train(run)
+
+
+def _default(argv: list[str]) -> Run:
+    """The recipe for --method and --data; with --resume, the settings of the run in --out."""
+    from fastssl.recipes.catalogue import default_run
+    from fastssl.recipes.run import read_run
+
+    out = flag_value(argv, "--out")
+    if "--resume" in argv and out and (Path(out) / "config.yaml").is_file():
+        run = read_run(Path(out))
+        train = replace(run.train, resume=False, overwrite=False, dry_run=False)
+        return replace(run, train=train)
+    method, data = flag_value(argv, "--method"), flag_value(argv, "--data")
+    run = default_run(method or "simclr", data or "spirograph")
+    if flag_value(argv, "--epochs") and not flag_value(argv, "--max-steps"):
+        run = replace(run, train=replace(run.train, max_steps=None))  # the length asked for wins
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())
