@@ -1,0 +1,1 @@
+"""One operator against its peers and its physical floor."""

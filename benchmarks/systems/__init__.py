@@ -1,0 +1,1 @@
+"""What surrounds an operator: start-up, the loader, a training step."""

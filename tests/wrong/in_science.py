@@ -1,0 +1,143 @@
+"""Bugs in methods, data and evaluation."""
+
+from __future__ import annotations
+
+from tests.wrong.mutant import Mutant
+
+CONTRACT = "tests/methods/test_contract.py"
+
+
+def _data(name: str, file: str, old: str, new: str) -> Mutant:
+    tests = ("tests/data", "-k", "spirograph or keyed")
+    return Mutant(f"data-{name}", f"fastssl/{file}.py", old, new, tests)
+
+
+METHODS = (
+    Mutant(
+        "simclr-trains-the-backbone-alone",
+        "fastssl/methods/simclr.py",
+        "self.projector(self.features(torch.cat(views)))",
+        "self.features(torch.cat(views))",
+        (CONTRACT,),
+    ),
+    Mutant(
+        "simclr-contrasts-a-view-with-itself",
+        "fastssl/methods/simclr.py",
+        "return self.loss(z0_ND, z1_ND)",
+        "return self.loss(z0_ND, z0_ND)",
+        (CONTRACT,),
+    ),
+    Mutant(
+        "simclr-stops-a-gradient",
+        "fastssl/methods/simclr.py",
+        "return self.loss(z0_ND, z1_ND)",
+        "return self.loss(z0_ND, z1_ND.detach())",
+        (CONTRACT,),
+    ),
+    Mutant(
+        "simclr-chance-counts-the-self-pair",
+        "fastssl/methods/simclr.py",
+        "math.log(2 * num_samples - 1)",
+        "math.log(2 * num_samples)",
+        (CONTRACT,),
+    ),
+)
+
+DATA = (
+    _data("epoch-ignored", "augment/keyed", "int(epoch) & _MASK", "0"),
+    _data("seed-ignored", "augment/keyed", "int(seed) & _MASK", "0"),
+    _data("stream-ignored", "augment/keyed", ", _stream_key(stream))", ")"),
+    _data(
+        "index-ignored", "augment/keyed", "(index.astype(np.uint64)[:, None]", "(0 * index[:, None]"
+    ),
+    _data("uniform-never-above-half", "augment/keyed", "* 2.0**-53", "* 2.0**-54"),
+    _data("views-are-the-same", "data/spirograph", 'stream=f"view{view}")', 'stream="view")'),
+    _data("views-do-not-change", "data/spirograph", "epoch=epoch, stream=f", "epoch=0, stream=f"),
+    _data("order-does-not-change", "data/spirograph", "order(epoch)[", "order(0)["),
+    _data(
+        "test-objects-are-training-objects",
+        "data/spirograph",
+        "draw_targets(index_n, seed=self._seed, split=split)",
+        'draw_targets(index_n, seed=self._seed, split="train")',
+    ),
+    _data(
+        "curve-turns-the-wrong-way", "data/spirograph", "- h * turn_NJ.sin()", "+ h * turn_NJ.sin()"
+    ),
+    _data(
+        "foreground-is-background", "data/spirograph", "front_NC - back_NC,", "back_NC - front_NC,"
+    ),
+    _data(
+        "resumes-one-batch-early",
+        "data/spirograph",
+        "start=start_step)",
+        "start=max(0, start_step - 1))",
+    ),
+)
+
+EVALUATION = (
+    Mutant(
+        "lambda-chosen-on-what-it-was-fitted-to",
+        "fastssl/evaluation/ridge.py",
+        "normal.predict(held_MF, x) - held_MT)",
+        "normal.predict(fit_NF, x) - train_NT[fit_n])",
+        ("tests/evaluation/test_ridge.py",),
+    ),
+    Mutant(
+        "ridge-error-averaged-over-the-wrong-axis",
+        "fastssl/evaluation/ridge.py",
+        "- test_MT).square().mean(0)",
+        "- test_MT).square().mean(1)",
+        ("tests/evaluation/test_ridge.py",),
+    ),
+    Mutant(
+        "ridge-forgets-the-mean",
+        "fastssl/evaluation/ridge.py",
+        "return test_MF @ weight_FT + self.mean_T",
+        "return test_MF @ weight_FT",
+        ("tests/evaluation/test_ridge.py",),
+    ),
+    Mutant(
+        "standardised-with-the-test-split",
+        "fastssl/evaluation/features.py",
+        "mean_F = train_NF.mean(0)",
+        "mean_F = torch.cat([train_NF, *(other.double() for other in others)]).mean(0)",
+        ("tests/evaluation",),
+    ),
+    Mutant(
+        "features-in-training-mode",
+        "fastssl/evaluation/features.py",
+        ".eval()  # type",
+        ".train()  # type",
+        ("tests/evaluation",),
+    ),
+    Mutant(
+        "knn-without-normalisation",
+        "fastssl/evaluation/knn.py",
+        "unit_NF = F.normalize(train_NF.float(), dim=1)",
+        "unit_NF = train_NF.float()",
+        ("tests/evaluation/test_knn.py",),
+    ),
+    Mutant(
+        "knn-counts-votes-without-weights",
+        "fastssl/evaluation/knn.py",
+        "((near_mK.double() - 1) / temperature).exp()",
+        "torch.ones_like(near_mK, dtype=torch.float64)",
+        ("tests/evaluation/test_knn.py",),
+    ),
+    Mutant(
+        "linear-probe-penalty-dropped",
+        "fastssl/evaluation/linear.py",
+        "+ penalty * weight_CF.square().sum()",
+        "",
+        ("tests/evaluation/test_linear.py",),
+    ),
+    Mutant(
+        "linear-probe-penalty-chosen-as-the-worst",
+        "fastssl/evaluation/linear.py",
+        "losses.index(min(losses))",
+        "losses.index(max(losses))",
+        ("tests/evaluation/test_linear.py",),
+    ),
+)
+
+MUTANTS = METHODS + DATA + EVALUATION

@@ -1,0 +1,16 @@
+"""Planted bugs: one line of the package replaced by a wrong one, and the tests that must go red."""
+
+from __future__ import annotations
+
+from tests.wrong import in_engine, in_kernels, in_science
+
+MUTANTS = in_kernels.MUTANTS + in_engine.MUTANTS + in_science.MUTANTS
+
+# One per room, quick to run: these are planted in the default suite too.
+SAMPLE = (
+    "ntxent-self-pairs-stay",
+    "ntxent-temperature-gradient-dropped",
+    "manifest-is-not-compared",
+    "guard-looks-at-the-loss-alone",
+    "lambda-chosen-on-what-it-was-fitted-to",
+)
