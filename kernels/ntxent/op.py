@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fastssl.kernels import native as compiled
 from fastssl.kernels.ntxent import native, reference
@@ -63,11 +64,24 @@ def ntxent(
     keep = torch.is_grad_enabled() and (
         temperature.requires_grad or any(view.requires_grad for view in views)
     )
-    if torch.compiler.is_compiling():
+    if not _is_plain_eager(views):
         return torch.ops.fastssl.ntxent.default(views, temperature, reduction, keep)[0]
     if keep:
         return _EagerNTXent.apply(temperature, reduction, *views)
-    return _below_autograd(views, temperature, reduction, False)[0]
+    return _backend(FORWARDS, views)(views, temperature, reduction, keep)[0]
+
+
+def _is_plain_eager(views: list[Tensor]) -> bool:
+    """Whether nothing but this operator needs to see the call: then it goes to its backend at once.
+
+    A dispatcher call of a Python operator with a list of tensors costs about 28 us in each
+    direction, ``register_autograd`` about 60 more: at M = 64 several times the kernel.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(view) in (Tensor, torch.nn.Parameter) for view in views)
+        and _get_current_dispatch_mode() is None
+    )
 
 
 def _as_tensor(temperature: float | Tensor, views: list[Tensor]) -> Tensor:
@@ -93,22 +107,23 @@ def _check(views: list[Tensor], temperature: Tensor, reduction: str) -> None:
     if len(views) < 2:
         raise _bad("views", "at least two (N, D) tensors", f"{len(views)}")
     first = views[0]
+    shape, dtype, device = first.shape, first.dtype, first.device
     for position, view in enumerate(views):
-        if view.dim() != 2:
+        if len(view.shape) != 2:
             raise _bad(f"views[{position}]", "2-D, (N, D)", f"shape {tuple(view.shape)}")
-        if view.shape != first.shape:
-            shapes = f"{tuple(view.shape)} beside {tuple(first.shape)}"
+        if view.shape != shape:
+            shapes = f"{tuple(view.shape)} beside {tuple(shape)}"
             raise _bad(f"views[{position}]", "of the same shape as views[0]", shapes)
-        if view.dtype != first.dtype:
-            dtypes = f"{view.dtype} beside {first.dtype}"
+        if view.dtype != dtype:
+            dtypes = f"{view.dtype} beside {dtype}"
             raise _bad(f"views[{position}]", "of the same dtype as views[0]", dtypes)
-        if view.device != first.device:
-            devices = f"{view.device} beside {first.device}"
+        if view.device != device:
+            devices = f"{view.device} beside {device}"
             raise _bad(f"views[{position}]", "on the same device as views[0]", devices)
-    if first.dtype not in DTYPES:
-        raise _bad("views", "float16, bfloat16, float32 or float64", first.dtype)
-    if first.shape[0] < 1 or first.shape[1] < 1:
-        raise _bad("views", "non-empty, N >= 1 and D >= 1", f"shape {tuple(first.shape)}")
+    if dtype not in DTYPES:
+        raise _bad("views", "float16, bfloat16, float32 or float64", dtype)
+    if shape[0] < 1 or shape[1] < 1:
+        raise _bad("views", "non-empty, N >= 1 and D >= 1", f"shape {tuple(shape)}")
     if reduction not in REDUCTIONS:
         raise _bad("reduction", "one of 'mean', 'sum', 'none'", repr(reduction))
     _check_temperature(temperature, first)
@@ -195,27 +210,20 @@ def _fake_backward(
     return dz_MD, lse_M.new_empty(())
 
 
-def _below_autograd(
-    views: Sequence[Tensor], temperature: Tensor, reduction: str, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.fastssl.ntxent.default(views, temperature, reduction, keep)
-
-
 class _EagerNTXent(torch.autograd.Function):
-    """The eager entrance. ``register_autograd`` gives the same graph, but flattens its arguments
-    through pytrees at every call: at M = 64 that alone costs several times the kernel."""
+    """The eager entrance: the backends and the gradients of the registered operator."""
 
     @staticmethod
     def forward(ctx, temperature: Tensor, reduction: str, *views: Tensor) -> Tensor:
-        loss, lse_M, rnorm_M, kept = _below_autograd(views, temperature, reduction, True)
+        forward = _backend(FORWARDS, views)
+        loss, lse_M, rnorm_M, kept = forward(views, temperature, reduction, True)
         ctx.save_for_backward(*views, temperature, lse_M, rnorm_M, kept)
         ctx.reduction = reduction
         return loss
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        dviews, dtemperature = _gradients(ctx, grad)
+        dviews, dtemperature = _gradients(ctx, grad, _backend(BACKWARDS, (grad,)))
         return dtemperature, None, *dviews
 
 
@@ -233,22 +241,22 @@ def _setup_context(ctx, inputs, output) -> None:
 def _registered_backward(ctx, grad: Tensor | None, *_non_differentiable):
     if grad is None:
         return [None] * (len(ctx.saved_tensors) - 4), None, None, None
-    dviews, dtemperature = _gradients(ctx, grad)
-    return dviews, dtemperature, None, None
+    operator = torch.ops.fastssl.ntxent_backward.default
+    dviews, dtemperature = _gradients(ctx, grad, operator)
+    return list(dviews), dtemperature, None, None
 
 
-def _gradients(ctx, grad: Tensor) -> tuple[list[Tensor | None], Tensor | None]:
+def _gradients(
+    ctx, grad: Tensor, backward: Callable
+) -> tuple[Sequence[Tensor | None], Tensor | None]:
     *views, temperature, lse_M, rnorm_M, kept = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph: a second derivative may be asked for
         return _differentiable_gradients(views, temperature, ctx.reduction, grad)
-    dz_MD, dtemperature = torch.ops.fastssl.ntxent_backward.default(
-        grad, views, temperature, ctx.reduction, lse_M, rnorm_M, kept
-    )
-    if temperature.requires_grad:
-        dtemperature = dtemperature.to(temperature.dtype).reshape(temperature.shape)
-    else:
-        dtemperature = None
-    return list(dz_MD.chunk(len(views))), dtemperature
+    saved = (lse_M, rnorm_M, kept)
+    dz_MD, dtau = backward(grad, views, temperature, ctx.reduction, *saved)
+    learnt = temperature.requires_grad
+    dtemperature = dtau.to(temperature.dtype).reshape(temperature.shape) if learnt else None
+    return dz_MD.chunk(len(views)), dtemperature
 
 
 def _differentiable_gradients(
@@ -263,20 +271,28 @@ def _differentiable_gradients(
     return dviews, dtemperature
 
 
+FORWARDS = {
+    "CPU": _cpu_forward,
+    "CUDA": _cuda_forward,
+    "CompositeExplicitAutograd": reference.forward,
+}
+BACKWARDS = {
+    "CPU": _cpu_backward,
+    "CUDA": _cuda_backward,
+    "CompositeExplicitAutograd": reference.backward,
+}
+
+
+def _backend(table: dict[str, Callable], views: Sequence[Tensor]) -> Callable:
+    """What the dispatcher would pick, from the table that is registered with it."""
+    key = views[0].device.type.upper() if views else "CPU"
+    return table.get(key, table["CompositeExplicitAutograd"])
+
+
 def _register() -> None:
-    forwards = {
-        "CPU": _cpu_forward,
-        "CUDA": _cuda_forward,
-        "CompositeExplicitAutograd": reference.forward,
-    }
-    backwards = {
-        "CPU": _cpu_backward,
-        "CUDA": _cuda_backward,
-        "CompositeExplicitAutograd": reference.backward,
-    }
-    for key, function in forwards.items():
+    for key, function in FORWARDS.items():
         _library.impl("ntxent", function, key)
-    for key, function in backwards.items():
+    for key, function in BACKWARDS.items():
         _library.impl("ntxent_backward", function, key)
     torch.library.register_fake("fastssl::ntxent", _fake_forward, lib=_library)
     torch.library.register_fake("fastssl::ntxent_backward", _fake_backward, lib=_library)
