@@ -47,6 +47,7 @@ def find_compiler() -> list[str]:
 
 
 def run(command: list[str]) -> None:
+    """Runs a compiler; BuildError with what it printed where it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
@@ -92,7 +93,9 @@ class BuildNative(build_ext):
 
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             compiled = list(pool.map(compile_one, jobs))
-        part = target.with_name(target.name + ".part")  # a running process may have the old one open
+        part = target.with_name(
+            target.name + ".part"
+        )  # a running process may have the old one open
         run([*compiler, *LINK_FLAGS, *compiled, "-o", str(part)])
         part.replace(target)
 

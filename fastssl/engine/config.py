@@ -38,7 +38,7 @@ class TrainConfig:
     """Micro-batches whose gradients are summed per step. The negatives of each micro-batch are its
     own: accumulation saves memory but does not enlarge the contrastive batch."""
     lr: float = 1e-3
-    """Base learning rate, multiplied by batch_size * accumulate / 256 (printed as `lr after scaling`)."""
+    """Base learning rate, multiplied by batch_size * accumulate / 256 (`--dry-run` prints both)."""
     weight_decay: float = 1e-6
     """Weight decay; biases and normalisation parameters are exempt."""
     optimizer: OptimizerName = "adamw"

@@ -16,7 +16,7 @@ class NTXentLoss(nn.Module):
     logits is handed to autograd.
 
     Args:
-        temperature: finite and non-zero. A float, or an ``nn.Parameter`` of one element to learn it.
+        temperature: finite and non-zero. A float, or a one-element ``nn.Parameter`` to learn it.
         reduction: "mean" (over V * N rows), "sum" or "none".
 
     Example:

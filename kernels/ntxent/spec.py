@@ -1,4 +1,4 @@
-"""What tests and benchmarks share about ``ntxent``: samples, bad calls, tolerances, shapes, counts."""
+"""What tests and benchmarks share about ``ntxent``: samples, bad calls, tolerances, counts."""
 
 # shapes: N samples, V views, M = V * N rows, D embedding
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ERROR_RATIO = 2.0
-"""Largest error allowed, as a multiple of torch's own error at the same dtype, both against float64."""
+"""Largest error, as a multiple of torch's own at the same dtype, both against float64."""
 
 BENCH_SHAPES = ((512, 128), (2048, 128), (8192, 128), (32768, 128))
 """(M, D) of the benchmark's headline rows."""

@@ -1,0 +1,178 @@
+"""Compiles shipped Triton kernels without a GPU and reads what the binary says about itself.
+
+Each kernel is compiled with the arguments that a real call passes, specialised as the JIT would:
+without the divisibility attributes the code, and every number here, would be another.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.compiler import ASTSource
+from triton.runtime.jit import create_function_from_signature
+
+from fastssl.kernels.ntxent import launch
+from fastssl.kernels.ntxent.configs import ARCHS, CONFIGS, Config
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Limits of one multiprocessor and peaks of the chip (NVIDIA's data sheets, dense)."""
+
+    name: str
+    shared_block: int  # bytes a block may have
+    shared_multiprocessor: int
+    warps: int
+    multiprocessors: int
+    clock_ghz: float
+    tflops: dict[str, float]  # by Config.dtype
+    bytes_per_s: float
+    ex2_per_clock: int = 16
+    registers: int = 65_536
+    blocks: int = 32
+
+
+def _peaks(half: float, tf32: float, fp32: float) -> dict[str, float]:
+    return {"bf16": half, "fp16": half, "tf32": tf32, "fp32": fp32}
+
+
+CHIPS = {
+    80: Chip("A100", 166_912, 167_936, 64, 108, 1.41, _peaks(312, 156, 19.5), 2.04e12),
+    90: Chip("H100", 232_448, 233_472, 64, 132, 1.83, _peaks(989, 495, 67), 3.35e12),
+    100: Chip("B200", 232_448, 233_472, 64, 148, 1.85, _peaks(2250, 1125, 75), 8.0e12),
+}
+
+
+@dataclass(frozen=True)
+class Binary:
+    """What one compiled kernel uses, per thread (registers, stack) or per block (shared)."""
+
+    config: Config
+    arch: int
+    registers: int
+    stack: int  # bytes of local memory: spills
+    shared: int
+    mma: int  # tensor-core instructions
+    ex2: int
+
+    @property
+    def occupancy(self) -> float:
+        """Resident warps over the multiprocessor's limit; 0 where a block cannot launch."""
+        chip, warps = CHIPS[self.arch], self.config.num_warps
+        per_warp = -(-self.registers * 32 // 256) * 256
+        by_registers = chip.registers // (per_warp * warps)
+        by_shared = chip.shared_multiprocessor // (self.shared + 1024)
+        blocks = min(by_registers, by_shared, chip.warps // warps, chip.blocks)
+        return blocks * warps / chip.warps if self.shared <= chip.shared_block else 0.0
+
+    @property
+    def problem(self) -> str:
+        """Why it must not ship, or the empty string."""
+        limit = CHIPS[self.arch].shared_block
+        if self.shared > limit:
+            return f"cannot launch: {self.shared:,} bytes of shared memory, limit {limit:,}"
+        if self.stack > 0:
+            return f"spills {self.stack} bytes per thread"
+        return "" if self.occupancy > 0 else "cannot launch: not one block fits"
+
+
+def shipped(archs: tuple[int, ...] = ARCHS) -> Iterator[tuple[Config, int]]:
+    """Every (config, architecture) that users can get."""
+    for arch in archs:
+        yield from ((config, arch) for config in CONFIGS if arch in config.archs)
+
+
+def compile_config(config: Config, arch: int, arguments: tuple | None = None) -> Binary:
+    """Compiles one config. ``arguments`` default to those of a real call."""
+    function = launch.KERNELS[config.kernel]
+    given = (
+        recorded()[config.kernel, config.dtype, config.depth] if arguments is None else arguments
+    )
+    target = GPUTarget("cuda", arch, 32)
+    backend = CUDABackend(target)
+    bind = create_function_from_signature(function.signature, function.params, backend)
+    bound, specialisation, keywords = bind(*given, **config.options())
+    packed = function._pack_args(backend, keywords, bound, specialisation, keywords)
+    options, signature, constants, attributes = packed
+    source = ASTSource(function, signature, constants, attributes)
+    compiled = triton.compile(source, target=target, options=options.__dict__)
+    return _read(config, arch, compiled)
+
+
+def _read(config: Config, arch: int, compiled) -> Binary:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = _run("cuobjdump", "-res-usage", str(cubin))
+        code = _run("nvdisasm", "-c", str(cubin))
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, f"cuobjdump printed no resource usage for {config}"
+    return Binary(
+        config=config,
+        arch=arch,
+        registers=int(found[1]),
+        stack=int(found[2]),
+        shared=compiled.metadata.shared,
+        mma=len(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)", code)),
+        ex2=code.count("MUFU.EX2"),
+    )
+
+
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run(
+        [str(_TOOLS / tool), *arguments], check=True, capture_output=True, text=True
+    ).stdout
+
+
+_CALLS: dict[tuple[str, str, int], tuple] = {}
+
+
+def recorded() -> dict[tuple[str, str, int], tuple]:
+    """The arguments of one call of every shipped config, by (kernel, dtype, depth)."""
+    if not _CALLS:
+        with _recording():
+            for dtype, precision in (
+                (torch.bfloat16, "highest"),
+                (torch.float16, "highest"),
+                (torch.float32, "highest"),
+                (torch.float32, "high"),
+            ):
+                torch.set_float32_matmul_precision(precision)
+                for embedding in (64, 128, 256, 512):
+                    _call(dtype, embedding)
+    return _CALLS
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Launches are noted instead of run; nothing of the caller's settings is left changed."""
+    run, precision = launch.launch, torch.get_float32_matmul_precision()
+
+    def note(config: Config, grid: tuple[int, ...], *arguments: object) -> None:
+        _CALLS.setdefault((config.kernel, config.dtype, config.depth), arguments)
+
+    launch.launch = note
+    try:
+        yield
+    finally:
+        launch.launch = run
+        torch.set_float32_matmul_precision(precision)
+
+
+def _call(dtype: torch.dtype, embedding: int) -> None:
+    views = [torch.zeros(64, embedding, dtype=dtype) for _ in range(2)]
+    temperature = torch.tensor(0.1)
+    _, *saved = launch.forward(views, temperature, "mean", True)
+    launch.backward(torch.ones(()), views, temperature, "mean", *saved)

@@ -1,0 +1,110 @@
+"""``python -m fastssl.kernels.datasheet``: what every shipped Triton config compiles to.
+
+No GPU is needed. Exits 1 if a config spills registers or could not launch. Roofline times are for
+NT-Xent at M = 8192, D = 128: the largest of matrix, exp2 and memory time at the chip's peaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastssl.kernels.aot import Binary
+
+M, D = 8192, 128
+# Per logit of the M x M matrix: (flops / D, exponentials). The forward visits half of them.
+COUNTS = {"forward": (1.0, 0.5), "backward": (4.0, 1.0), "weights": (2.0, 1.0)}
+HEADER = (
+    f"{'kernel':9} {'dtype':5} {'depth':>5} {'chip':>5} {'regs':>4} {'spill':>5} {'shared':>7} "
+    f"{'occup.':>6} {'mma':>4} {'ex2':>4} {'flop/logit':>10} {'B/logit':>8} {'roof us':>8}"
+)
+
+
+def counts(binary: Binary) -> tuple[float, float, float]:
+    """(flops, bytes, exponentials) per logit of the M x M matrix; zeros for row-wise kernels."""
+    if binary.config.kernel not in COUNTS:
+        return 0.0, 0.0, 0.0
+    products, exponentials = COUNTS[binary.config.kernel]
+    itemsize = 2 if binary.config.dtype in ("bf16", "fp16") else 4
+    rows = 2 * M * D * itemsize + 16 * M  # embeddings in, their sums or gradients out
+    written = M * M * itemsize if binary.config.kernel == "weights" else 0
+    return products * D, (rows + written) / M**2, exponentials
+
+
+def roofline_us(binary: Binary) -> float:
+    """Microseconds at M = 8192, D = 128 if nothing but the slowest of the three pipes counted."""
+    from fastssl.kernels.aot import CHIPS
+
+    chip = CHIPS[binary.arch]
+    flops, moved, exponentials = counts(binary)
+    ex2_per_s = chip.ex2_per_clock * chip.multiprocessors * chip.clock_ghz * 1e9
+    seconds = max(
+        flops / (chip.tflops[binary.config.dtype] * 1e12),
+        moved / chip.bytes_per_s,
+        exponentials / ex2_per_s,
+    )
+    return seconds * M**2 * 1e6
+
+
+def line(binary: Binary) -> str:
+    from fastssl.kernels.aot import CHIPS
+
+    config = binary.config
+    flops, moved, _ = counts(binary)
+    return (
+        f"{config.kernel:9} {config.dtype:5} {config.depth or 'any':>5} "
+        f"{CHIPS[binary.arch].name:>5} {binary.registers:4} {binary.stack:5} {binary.shared:7} "
+        f"{binary.occupancy:6.0%} {binary.mma:4} {binary.ex2:4} {flops:10.0f} {moved:8.3f} "
+        f"{roofline_us(binary):8.1f}  {binary.problem}"
+    ).rstrip()
+
+
+def record(binary: Binary) -> dict:
+    flops, moved, exponentials = counts(binary)
+    return {
+        **asdict(binary),
+        "occupancy": binary.occupancy,
+        "flops_per_logit": flops,
+        "bytes_per_logit": moved,
+        "exponentials_per_logit": exponentials,
+        "roofline_us": roofline_us(binary),
+        "problem": binary.problem,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastssl.kernels.datasheet", description=__doc__
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the table as JSON")
+    parser.add_argument("--arch", type=int, choices=(80, 90, 100), help="one architecture only")
+    parser.add_argument("--kernel", help="one kernel only, such as forward or backward")
+    options = parser.parse_args(arguments)
+    try:
+        import triton
+
+        from fastssl.kernels import aot
+    except ImportError as error:
+        print(f"datasheet: needs triton ({error}); pip install triton", file=sys.stderr)
+        return 2
+    archs = (options.arch,) if options.arch else aot.ARCHS
+    print(f"triton {triton.__version__}; roofline at M = {M}, D = {D}\n{HEADER}")
+    binaries = []
+    for config, arch in aot.shipped(archs):
+        if options.kernel in (None, config.kernel):
+            binaries.append(aot.compile_config(config, arch))
+            print(line(binaries[-1]), flush=True)
+    bad = [binary for binary in binaries if binary.problem]
+    print(f"{len(binaries)} binaries, {len(bad)} that must not ship")
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump([record(binary) for binary in binaries], file, indent=1)
+    return 1 if bad or not binaries else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Gates 2 and 3: what ships compiles for every chip, without spills, and can launch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed: nothing to compile")
+
+from fastssl.kernels import aot, datasheet
+from fastssl.kernels.ntxent.configs import ARCHS, CONFIGS, Config, serving
+
+
+def is_quick(config: Config) -> bool:
+    """One of each kernel: bf16 at D = 128, and the fp32 tiles."""
+    tiles = config.kernel in ("forward", "backward", "weights")
+    return (tiles and config.dtype == "bf16" and config.depth in (0, 128)) or (
+        config.dtype == "fp32" and config.kernel != "weights"
+    )
+
+
+def binary(config: Config, arch: int) -> aot.Binary:
+    return aot.compile_config(config, arch)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_one_config_of_each_kernel_compiles_and_can_launch(arch):
+    chosen = [config for config in CONFIGS if is_quick(config) and arch in config.archs]
+    assert {config.kernel for config in chosen} == {config.kernel for config in CONFIGS}
+    for config in chosen:
+        found = binary(config, arch)
+        assert found.problem == "", (config, arch)
+        if config.kernel in ("forward", "backward", "weights"):
+            assert found.ex2 > 0
+            assert (found.mma > 0) == (config.dtype != "fp32")  # fp32 means fp32
+
+
+@pytest.mark.slow
+def test_every_shipped_config_compiles_and_can_launch(tmp_path):
+    assert datasheet.main(["--json", str(tmp_path / "sheet.json")]) == 0
+    assert len(json.loads((tmp_path / "sheet.json").read_text())) == len(list(aot.shipped()))
+
+
+def test_every_padded_depth_is_served_on_every_chip():
+    for arch in ARCHS:
+        for dtype in ("bf16", "fp16", "fp32", "tf32"):
+            for depth in (64, 128, 256, 320, 512, 2048):
+                for kernel in ("prepare", "forward", "merge", "state", "project"):
+                    assert serving(kernel, dtype, depth, arch) is not None
+                fused = serving("backward", dtype, depth, arch)
+                assert (fused is None) == (dtype in ("fp32", "tf32") or depth > 256)
+                assert fused is not None or serving("weights", dtype, depth, arch) is not None
+
+
+def test_a_tile_that_does_not_fit_shared_memory_is_refused():
+    tile = {"BI": 128, "BJ": 128, "BK": 128, "RESIDENT": False, "PRECISION": "tf32"}
+    canary = Config("forward", "tf32", 0, 8, 4, tile)
+    found = binary(canary, 90)
+    assert found.shared > 232_448
+    assert found.problem.startswith("cannot launch")
+    assert found.occupancy == 0.0
+
+
+def test_the_datasheet_exits_non_zero_for_a_config_that_spills(monkeypatch, capsys):
+    tile = {"BI": 128, "BJ": 64, "BK": 256, "PRECISION": "tf32"}
+    canary = Config("backward", "bf16", 256, 4, 2, tile, archs=(90,))
+    monkeypatch.setattr(aot, "CONFIGS", (canary,))
+    assert datasheet.main(["--arch", "90"]) == 1
+    assert "spills" in capsys.readouterr().out
+
+
+def test_the_datasheet_prints_a_row_per_binary(capsys):
+    assert datasheet.main(["--arch", "90", "--kernel", "state"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("H100") == 4
+    assert "4 binaries, 0 that must not ship" in printed
+
+
+def test_rooflines_follow_from_the_counts():
+    config = serving("forward", "bf16", 128, 90)
+    assert config is not None
+    sheet = aot.Binary(config, 90, 100, 0, 1000, 16, 98)
+    # M^2 D flops at 989 TFLOP/s against M^2 / 2 exponentials at 16 a clock on 132 cores
+    assert datasheet.roofline_us(sheet) == pytest.approx(8192**2 * 128 / 989e12 * 1e6, rel=0.01)
+    assert datasheet.counts(replace(sheet, config=serving("state", "bf16", 128, 90))) == (0, 0, 0)
