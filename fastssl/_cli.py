@@ -50,6 +50,9 @@ def guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("fastssl: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, MissingExtra, OSError) as error:
         if os.environ.get(TRACEBACK):
             raise

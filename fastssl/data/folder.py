@@ -25,11 +25,11 @@ from fastssl.augment import keyed
 from fastssl.augment.policy import Policy, ViewParams, draw, simclr
 from fastssl.data.batch import Batch, Labelled, check_batch_size
 from fastssl.data.dali_reader import DaliReader
-from fastssl.data.folder_labels import Split, find_split, labelled_indices
 from fastssl.data.decode import decode, read
+from fastssl.data.folder_labels import Split, find_split, labelled_indices
 from fastssl.data.headers import BadFile
 from fastssl.data.prefetch import Prefetcher
-from fastssl.data.scan import Scan, printable, scan
+from fastssl.data.scan import printable, scan
 from fastssl.data.torch_reader import TorchReader, normalise, resized
 
 Backend = Literal["auto", "dali", "torchvision"]

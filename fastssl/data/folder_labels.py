@@ -1,8 +1,8 @@
 """Splits and classes that the layout of a folder tells.
 
-    train/dog/1.jpg, val/dog/2.jpg      splits, and classes below them
-    dog/1.jpg, cat/2.jpg                classes; a keyed fifth is the test split of readouts
-    1.jpg, a/b/2.jpg                    no classes
+train/dog/1.jpg, val/dog/2.jpg      splits, and classes below them
+dog/1.jpg, cat/2.jpg                classes; a keyed fifth is the test split of readouts
+1.jpg, a/b/2.jpg                    no classes
 """
 
 # shapes: N images

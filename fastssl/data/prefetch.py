@@ -72,7 +72,7 @@ def _produce(make, start, ready, stop, release) -> None:
         while not stop.is_set():
             _offer(ready, stop, ("item", make(step)))
             step += 1
-    except BaseException as failure:  # noqa: BLE001 (it is raised again in the consumer)
+    except BaseException as failure:
         _offer(ready, stop, ("failure", failure))
     finally:
         if release is not None:

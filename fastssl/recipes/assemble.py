@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from fastssl.nn.backbones import build_backbone
 from fastssl.nn.snippet import loading_snippet
 from fastssl.recipes.assess import append_record, make_record
 from fastssl.recipes.catalogue import data_kind
-from fastssl.recipes.readouts import Readout, pixels, usual_readout
+from fastssl.recipes.readouts import Readout, make_readout, pixels, usual_kind
 from fastssl.recipes.run import Run
 
 LIVE = {"train_limit": 2000, "test_limit": 500}
@@ -45,8 +45,7 @@ class Parts:
     device: torch.device
     source: Any
     method: nn.Module
-    live: Readout | None  # small, during training
-    final: Readout | None  # what the run is scored by; None without labels
+    final: Readout | None = None  # what the run is scored by; None without labels
 
 
 def plan(run: Run) -> list[str]:
@@ -60,7 +59,7 @@ def plan(run: Run) -> list[str]:
         backends=backends(parts),
     )
     loader = getattr(parts.source, "backend", "PyTorch, vectorised")
-    readout = parts.final.kind if parts.final else "none: the data has no labels"
+    readout = usual_kind(parts.source) or "none: the data has no labels"
     return [*lines, f"{'data loader':<18}{loader}", f"{'scored by':<18}{readout}"]
 
 
@@ -70,7 +69,8 @@ def train(run: Run) -> int:
     name = f"{run.train.method}-{data_kind(run.train.data)}"
     with open_run(as_plain(run), name=name) as folder:
         console.attach(folder.log_file)
-        parts = build(run, cache_dir=folder.cache)
+        parts = with_readout(build(run, cache_dir=folder.cache))
+        live = [parts.final.first(**LIVE)] if parts.final else []
         untrained = score(parts)
         try:
             result = fit(
@@ -79,7 +79,7 @@ def train(run: Run) -> int:
                 run.train,
                 run=folder,
                 device=parts.device,
-                readouts=[parts.live] if parts.live else [],
+                readouts=live,
                 console=console,
             )
         except TrainingDiverged as error:
@@ -90,7 +90,7 @@ def train(run: Run) -> int:
 
 
 def build(run: Run, *, cache_dir: Path | None) -> Parts:
-    """Open the data, make the method, choose how to read it out."""
+    """Open the data and make the method."""
     config = run.train
     device = resolve_device(config.device)
     source = open_source(
@@ -102,9 +102,13 @@ def build(run: Run, *, cache_dir: Path | None) -> Parts:
         cache_dir=cache_dir,
         max_bad=config.max_bad_files,
     )
-    method = build_method(run)
-    live, final = (usual_readout(source, **limits) for limits in (LIVE, FINAL))
-    return Parts(run=run, device=device, source=source, method=method, live=live, final=final)
+    return Parts(run=run, device=device, source=source, method=build_method(run))
+
+
+def with_readout(parts: Parts) -> Parts:
+    """The same, with the readout that its labels allow; it checks that the images decode."""
+    kind = usual_kind(parts.source)
+    return replace(parts, final=make_readout(parts.source, kind, **FINAL)) if kind else parts
 
 
 def build_method(run: Run) -> nn.Module:

@@ -88,7 +88,8 @@ def make_record(
         "backbone": train.backbone,
         "stem": stem_name(train.backbone, train.image_size),
         "image_size": train.image_size,
-        "crop": crop_name(data),
+        "crop": crop_name(data, train.image_size),
+        "test_split": split_name(data),
         "precision": "fp32",
     }
     return {
@@ -100,9 +101,18 @@ def make_record(
     }
 
 
-def crop_name(data: str) -> str:
+def crop_name(data: str, image_size: int) -> str:
     """What part of an image evaluation sees."""
-    return "none (drawn at this size)" if data == "spirograph" else "resize, then centre crop"
+    if data == "spirograph":
+        return "none (drawn at this size)"
+    return "central square of the shorter side" + ("" if image_size < 96 else " * 224/256")
+
+
+def split_name(data: str) -> str:
+    """Where the test images come from."""
+    if data == "spirograph":
+        return "objects of their own"
+    return "DATA/val or DATA/test; without them a fifth of the images, seen by pre-training"
 
 
 def append_record(folder: Path, record: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ to three yardsticks in the same run: knowing nothing, raw pixels, and the untrai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,12 @@ class Readout:
     test: Any
     k: int = 20
     temperature: float = 0.07
+
+    def first(self, *, train_limit: int, test_limit: int) -> Readout:
+        """The same readout on the first images of each split only, to look often."""
+        train = replace(self.train, target=self.train.target[:train_limit])
+        test = replace(self.test, target=self.test.target[:test_limit])
+        return replace(self, train=train, test=test, k=min(self.k, len(train.target)))
 
     @property
     def score_name(self) -> str:
@@ -90,13 +96,12 @@ def make_readout(
     return Readout(kind=kind, train=train, test=test, k=k, temperature=temperature)
 
 
-def usual_readout(source: Any, *, train_limit: int, test_limit: int) -> Readout | None:
+def usual_kind(source: Any) -> str | None:
     """Ridge for continuous targets, kNN for classes, None for a source without labels."""
     labelled = source.labelled("test", 1)
     if labelled is None:
         return None
-    kind = "ridge" if labelled.task == "regression" else "knn"
-    return make_readout(source, kind, train_limit=train_limit, test_limit=test_limit)
+    return "ridge" if labelled.task == "regression" else "knn"
 
 
 def pixels(x_NCSS: Tensor) -> Tensor:

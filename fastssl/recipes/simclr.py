@@ -11,6 +11,11 @@ def spirograph() -> Run:
     """SimCLR on the embedded Spirograph with the small conv net.
 
     Command: python -m fastssl.train --method simclr --compile
+    Time: 4 min 18 s to 5 min 13 s on two busy AVX2 cores, compilation included.
+    Score: ridge MSE 0.0086 (n = 2 runs) beside 0.234 mean predictor, 0.061 pixels, 0.078 untrained.
+
+    At 800 steps of 128: temperature 0.2 gave 0.0106; 0.07, 0.1, 0.3 gave 0.0125, 0.0115, 0.0128;
+    half as many steps of 256 gave 0.0140.
     """
     return Run(
         train=TrainConfig(
@@ -18,11 +23,11 @@ def spirograph() -> Run:
             data="spirograph",
             backbone="convnet",
             image_size=32,
-            max_steps=1600,
+            max_steps=1500,
             batch_size=128,
-            lr=1.2e-2,
+            lr=6e-3,
             warmup_steps=40,
-            save_every=400,
+            save_every=500,
         ),
         method=SimCLRConfig(temperature=0.2, projector_dims=(128, 64)),
     )
@@ -32,6 +37,7 @@ def folder() -> Run:
     """SimCLR on a folder of images with a ResNet-18; see ``--image-size`` for other sizes.
 
     Command: python -m fastssl.train --method simclr --compile --data DIR
+    Time and score: not measured; they depend on the images.
     """
     return Run(
         train=TrainConfig(

@@ -7,6 +7,8 @@ import dataclasses
 import importlib.util
 import inspect
 import resource
+import subprocess
+import sys
 
 import pytest
 
@@ -89,6 +91,26 @@ def test_an_error_of_the_users_is_one_line_and_exit_status_2(
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("fastssl: ") and told in line
     assert "Traceback" not in line
+
+
+def test_a_reader_that_leaves_early_sees_no_error():
+    code = (
+        "import os, sys; from fastssl._cli import guarded\n"
+        "def tell(): print('x' * 200000, flush=True); return 0\n"
+        "sys.stdin.read(); sys.exit(guarded(tell))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()  # before the child starts to write, which it does at the end of stdin
+    process.stdin.close()
+    told = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 141 and told == ""
 
 
 def test_traceback_can_be_asked_for(monkeypatch):

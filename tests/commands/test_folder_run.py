@@ -103,6 +103,6 @@ def test_a_flat_folder_without_labels_trains_without_a_score(photos, tmp_path, c
 
 
 def test_resnet_with_the_small_stem_trains_on_a_folder(photos, tmp_path, small_readouts):
-    flags = [*SMALL, "--backbone", "resnet18", "--epochs", "1", "--max-bad-files", "0.1"]
+    flags = [*SMALL, "--backbone", "resnet18", "--max-steps", "1", "--max-bad-files", "0.1"]
     assert main(["--data", str(photos), "--out", str(tmp_path / "run"), *flags]) == 0
     assert "small_stem" in (tmp_path / "run" / "export" / "README.md").read_text()
