@@ -51,6 +51,7 @@ def roofline_us(binary: Binary) -> float:
 
 
 def line(binary: Binary) -> str:
+    """One row of the table, ending with what is wrong with the binary if anything is."""
     from fastssl.kernels.aot import CHIPS
 
     config = binary.config
@@ -64,6 +65,7 @@ def line(binary: Binary) -> str:
 
 
 def record(binary: Binary) -> dict:
+    """The row and what it was computed from, ready for JSON."""
     flops, moved, exponentials = counts(binary)
     return {
         **asdict(binary),
@@ -77,6 +79,7 @@ def record(binary: Binary) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Prints the table. 0: all may ship, 1: some may not, 2: triton is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m fastssl.kernels.datasheet", description=__doc__
     )
@@ -88,10 +91,11 @@ def main(arguments: list[str] | None = None) -> int:
         import triton
 
         from fastssl.kernels import aot
+        from fastssl.kernels.ntxent.configs import ARCHS
     except ImportError as error:
         print(f"datasheet: needs triton ({error}); pip install triton", file=sys.stderr)
         return 2
-    archs = (options.arch,) if options.arch else aot.ARCHS
+    archs = (options.arch,) if options.arch else ARCHS
     print(f"triton {triton.__version__}; roofline at M = {M}, D = {D}\n{HEADER}")
     binaries = []
     for config, arch in aot.shipped(archs):

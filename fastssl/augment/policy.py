@@ -84,16 +84,16 @@ def draw(
     low, high = np.maximum(0.0, 1.0 - reach), 1.0 + reach
     low[3], high[3] = -reach[3], reach[3]
     factor_N4 = low + (high - low) * unit("jitter", 4)
-    factor_N4 = np.where(on_N1, factor_N4, [1.0, 1.0, 1.0, 0.0]).astype(np.float32)
+    drawn_N4 = np.where(on_N1, factor_N4, [1.0, 1.0, 1.0, 0.0]).astype(np.float32)
     sigma_N = policy.sigma[0] + (policy.sigma[1] - policy.sigma[0]) * unit("sigma")[:, 0]
     blurred_N = unit("blur?")[:, 0] < policy.blur
     return ViewParams(
         box_N4=box_N4,
         flip_N=unit("flip")[:, 0] < policy.flip,
-        brightness_N=factor_N4[:, 0],
-        contrast_N=factor_N4[:, 1],
-        saturation_N=factor_N4[:, 2],
-        hue_N=factor_N4[:, 3],
+        brightness_N=drawn_N4[:, 0],
+        contrast_N=drawn_N4[:, 1],
+        saturation_N=drawn_N4[:, 2],
+        hue_N=drawn_N4[:, 3],
         gray_N=unit("gray")[:, 0] < policy.gray,
         sigma_N=np.where(blurred_N, sigma_N, 0.0).astype(np.float32),
     )
@@ -151,7 +151,8 @@ def _crop_boxes(
     top_N = np.floor(top_NT[rows, first_N] * (height_N - h_N + 1))
     drawn_N4 = np.stack([left_N, top_N, w_N, h_N], axis=1)
     centre_N4 = _centre_boxes(policy, width_N1[:, 0], height_N1[:, 0])
-    return np.where(fits_NT.any(axis=1)[:, None], drawn_N4, centre_N4).astype(np.float32)
+    fits_N1 = np.any(fits_NT, axis=1, keepdims=True)
+    return np.where(fits_N1, drawn_N4, centre_N4).astype(np.float32)
 
 
 def _centre_boxes(

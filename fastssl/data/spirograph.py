@@ -51,13 +51,14 @@ def render(target_NT: Tensor, nuisance_NA: Tensor, *, side: int = 32) -> Tensor:
     y_NJ = arm * t_J.sin() - h * turn_NJ.sin()
     front_NC = torch.cat([f_r, f_g, f_b], dim=1)
     back_NC = torch.cat([b_r, b_g, b_b], dim=1)
-    parts = [x_NJ, y_NJ, -1.0 / sigma, front_NC - back_NC, back_NC]
+    parts = (x_NJ, y_NJ, -1.0 / sigma, front_NC - back_NC, back_NC)
     if len(target_NT) <= _CHUNK or torch.is_grad_enabled():
         return _paint(*parts, u_S)
     image_NCSS = target_NT.new_empty(len(target_NT), 3, side, side)
     for begin in range(0, len(target_NT), _CHUNK):
         chunk = slice(begin, begin + _CHUNK)
-        image_NCSS[chunk] = _paint(*(part[chunk] for part in parts), u_S)
+        x, y, rate, contrast, back = (part[chunk] for part in parts)
+        image_NCSS[chunk] = _paint(x, y, rate, contrast, back, u_S)
     return image_NCSS
 
 

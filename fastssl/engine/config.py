@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Precision = Literal["auto", "fp32", "bf16"]
 OptimizerName = Literal["adamw", "sgd", "lars"]
@@ -82,7 +82,7 @@ def scaled_lr(config: TrainConfig) -> float:
     return config.lr * config.batch_size * config.accumulate / 256
 
 
-def as_plain(config: object) -> dict:
+def as_plain(config: Any) -> dict:
     """A dataclass as nested dicts of plain values, ready for YAML and JSON."""
 
     def plain(value: object) -> object:

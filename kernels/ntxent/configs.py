@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 ARCHS = (80, 90, 100)  # A100, H100, B200; in between, the nearest one below serves
 
@@ -16,10 +17,10 @@ class Config:
     depth: int  # serves padded D up to this; 0 serves any
     num_warps: int
     num_stages: int
-    constants: dict[str, object] = field(default_factory=dict, hash=False)
+    constants: dict[str, Any] = field(default_factory=dict, hash=False)
     archs: tuple[int, ...] = ARCHS
 
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         return dict(self.constants, num_warps=self.num_warps, num_stages=self.num_stages)
 
 

@@ -97,7 +97,7 @@ def backward(
         grad = grad.to(torch.float32)
         g_max = grad if grad.dim() == 0 else grad.abs().amax()
         state_3P = _state(rows, tau, lse_M, grad, g_max)
-        fused = _config("backward", rows.dtype, rows.y_PK.shape[1], lse_M.device)
+        fused = serving("backward", rows.dtype, rows.y_PK.shape[1], _arch(lse_M.device))
         accumulate = _accumulate_by_gemm if fused is None else _accumulate_fused
         acc_SPK = accumulate(rows, tau, state_3P)
         return _project(rows, tau, state_3P, g_max, acc_SPK, share)
@@ -126,8 +126,10 @@ def _arch(device: torch.device) -> int:
     return max([arch for arch in ARCHS if arch <= 10 * major + minor] or [ARCHS[0]])
 
 
-def _config(kernel_name: str, dtype: str, depth: int, device: torch.device) -> Config | None:
-    return serving(kernel_name, dtype, depth, _arch(device))
+def _config(kernel_name: str, dtype: str, depth: int, device: torch.device) -> Config:
+    config = serving(kernel_name, dtype, depth, _arch(device))
+    assert config is not None, f"no {kernel_name} for {dtype} at depth {depth}"
+    return config
 
 
 @cache

@@ -263,12 +263,12 @@ def _differentiable_gradients(
     return dviews, dtemperature
 
 
-FORWARDS = {
+FORWARDS: dict[str, Callable] = {
     "CPU": _cpu_forward,
     "CUDA": _cuda_forward,
     "CompositeExplicitAutograd": reference.forward,
 }
-BACKWARDS = {
+BACKWARDS: dict[str, Callable] = {
     "CPU": _cpu_backward,
     "CUDA": _cuda_backward,
     "CompositeExplicitAutograd": reference.backward,

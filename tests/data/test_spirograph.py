@@ -1,0 +1,100 @@
+"""Spirograph: the published generator, keyed draws, restartable batches."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fastssl.data import spirograph
+from fastssl.data.sources import open_source
+
+
+def in_loops(target, nuisance):
+    """The equations, point by point in Python floats."""
+    m, b, sigma, f_r = target
+    h, b_r, f_g, b_g, f_b, b_b = nuisance
+    grid = [-6 + 12 * p / 31 for p in range(32)]
+    value = [[0.0] * 32 for _ in range(32)]
+    for j in range(40):
+        t = 2 * math.pi * j / 39
+        turn = t * (m - h) / b
+        x = (m - h) * math.cos(t) + h * math.cos(turn)
+        y = (m - h) * math.sin(t) - h * math.sin(turn)
+        for p in range(32):
+            for q in range(32):
+                distance = (grid[p] - x) ** 2 + (grid[q] - y) ** 2
+                value[p][q] += math.exp(-distance / sigma) / 40
+    top = max(max(row) for row in value) + 1e-8
+    v = torch.tensor(value, dtype=torch.float64) / top
+    front, back = (f_r, f_g, f_b), (b_r, b_g, b_b)
+    return torch.stack([v * f + (1 - v) * g for f, g in zip(front, back, strict=True)])
+
+
+def drawn(count: int):
+    index = np.arange(count)
+    target = spirograph.draw_targets(index, seed=0, split="train")
+    nuisance = spirograph.draw_nuisances(index, seed=0, epoch=0, stream="view0")
+    return torch.as_tensor(target).double(), torch.as_tensor(nuisance).double()
+
+
+def test_images_equal_the_generators_equations():
+    target, nuisance = drawn(4)
+    images = spirograph.render(target, nuisance)
+    for image, t, n in zip(images, target.tolist(), nuisance.tolist(), strict=True):
+        torch.testing.assert_close(image, in_loops(t, n), rtol=1e-9, atol=1e-9)
+
+
+def test_rendering_is_differentiable_in_the_nuisances():
+    target, nuisance = drawn(2)
+    nuisance.requires_grad_()
+    (grad,) = torch.autograd.grad(spirograph.render(target, nuisance).square().sum(), nuisance)
+    assert torch.isfinite(grad).all()
+    assert (grad != 0).all()
+
+
+def test_parameters_stay_in_their_ranges_and_splits_differ():
+    target, nuisance = drawn(5000)
+    for values, low, high in (
+        (target, [2, 0.1, 0.25, 0.4], [5, 1.1, 1, 1]),
+        (nuisance, [0.5, 0, 0.4, 0, 0.4, 0], [2.5, 0.6, 1, 0.6, 1, 0.6]),
+    ):
+        low, high = torch.tensor(low).double(), torch.tensor(high).double()
+        assert (values >= low - 1e-6).all() and (values <= high + 1e-6).all()
+        assert ((values.mean(0) - (low + high) / 2).abs() < 0.03 * (high - low)).all()
+    test = spirograph.draw_targets(np.arange(5000), seed=0, split="test")
+    assert not np.any(np.isclose(test, target.numpy()).all(axis=1))
+
+
+def test_batches_are_the_same_after_a_restart_and_across_epochs():
+    source = open_source("spirograph", seed=7)
+    per_epoch = source.steps_per_epoch(50_000)
+    assert per_epoch == 2
+    small = source.steps_per_epoch(100)
+    cpu = torch.device("cpu")
+    straight = source.batches(batch_size=100, seed=7, start_step=small - 2, device=cpu)
+    seen = [next(straight) for _ in range(4)]
+    straight.close()
+    restarted = source.batches(batch_size=100, seed=7, start_step=small, device=cpu)
+    again = [next(restarted) for _ in range(2)]
+    restarted.close()
+    for a, b in zip(seen[2:], again, strict=True):
+        assert torch.equal(a.index_N, b.index_N)
+        assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
+    assert not torch.equal(seen[0].views[0], seen[0].views[1])
+
+
+def test_labelled_images_are_fixed_and_regress_the_four_targets():
+    source = open_source("spirograph", seed=7)
+    labelled = source.labelled("test", 30)
+    assert (labelled.task, labelled.names) == ("regression", ("m", "b", "sigma", "f_r"))
+    assert labelled.target.shape == (30, 4)
+    first, again = (torch.cat(list(labelled.images(8))) for _ in range(2))
+    assert first.shape == (30, 3, 32, 32) and torch.equal(first, again)
+
+
+def test_a_misspelt_name_is_answered_with_the_right_one():
+    with pytest.raises(ValueError, match=r"--data spirogaph: .*Did you mean 'spirograph'"):
+        open_source("spirogaph")
