@@ -371,4 +371,4 @@ def test_the_hook_that_heard_nothing_can_hear(tmp_path):
     LISTENING[0] = True
     (tmp_path / "canary").write_text("")
     LISTENING[0] = False
-    assert set(HEARD) == {"open"}
+    assert "open" in HEARD

@@ -18,6 +18,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -238,6 +239,7 @@ def watch(out: Path, stream) -> None:
             if writes and not Path(path).absolute().is_relative_to(out):
                 print("audit open", path, file=stream)
 
+    tempfile.gettempdir()  # its first call tries which folder can be written
     sys.addaudithook(hear)
     (out.parent / "canary").touch()
 
