@@ -134,11 +134,11 @@ OPERATOR = (
     _op("op-tiny-temperature-accepted", "or abs(value) < 1e-8", "or value == 0", NTXENT),
     _op(
         "op-width-not-compared",
-        "if view.shape != first.shape:",
+        "if view.shape != shape:",
         "if view.shape[0] != first.shape[0]:",
         NTXENT,
     ),
-    _op("op-integers-accepted", "if first.dtype not in DTYPES:", "if False:", NTXENT),
+    _op("op-integers-accepted", "if dtype not in DTYPES:", "if False:", NTXENT),
     _op(
         "native-gradient-read-as-contiguous",
         "grad.to(lse_M.dtype).contiguous()",
