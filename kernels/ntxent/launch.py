@@ -9,6 +9,7 @@ float64 runs as plain-torch tiles. No launch waits for the device, so CUDA graph
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fastssl.kernels.ntxent import float64, kernel, kernel_backward
+from fastssl.kernels.ntxent import float64, kernel, kernel_backward, reference
 from fastssl.kernels.ntxent.configs import ARCHS, Config, serving
 
 STRIPS = 16  # column strips of the forward pass
@@ -64,6 +65,8 @@ def forward(
 
     views: V tensors (N, D) of any strides. temperature: one element, on the device of the views.
     """
+    if not _serves(views[0].device):
+        return reference.forward(list(views), temperature, reduction, keep)
     if views[0].dtype == torch.float64:
         loss_M, lse_M, rnorm_M = float64.forward(views, temperature, chunk_bytes=CHUNK_BYTES)
     else:
@@ -86,6 +89,8 @@ def backward(
     kept: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the stacked views (M, D) in their dtype, and of the temperature, 0-d."""
+    if not _serves(views[0].device):
+        return reference.backward(grad, list(views), temperature, reduction, lse_M, rnorm_M, kept)
     share = 1.0 / lse_M.shape[0] if reduction == "mean" else 1.0
     if views[0].dtype == torch.float64:
         weight_M = (grad * share).expand_as(lse_M)
@@ -115,6 +120,17 @@ def launch(config: Config, grid: tuple[int, ...], *arguments: object) -> None:
 
 def _on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+@cache
+def _serves(device: torch.device) -> bool:
+    """Below sm_80 (T4, V100) the tiles exceed the shared memory: slower, never broken."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0):
+        return True
+    name = torch.cuda.get_device_name(device)
+    message = f"ntxent: running the plain-torch reference, Triton needs sm_80 or newer ({name})"
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    return False
 
 
 @cache

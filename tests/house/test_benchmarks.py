@@ -132,3 +132,15 @@ def test_the_command_runs_and_keeps_its_record(tmp_path):
     for row in record["rows"].values():
         assert 0 < row["ours"]["best"] <= row["ours"]["median"]
     assert record["extra_bytes"]["1024"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["startup", "loader", "step"])
+def test_a_system_benchmark_runs_and_keeps_its_record(system, tmp_path):
+    kept = tmp_path / "record.json"
+    command = [sys.executable, "-m", "benchmarks.systems", system, "--quick", "--json", str(kept)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(kept.read_text())["rows"]
+    assert len(rows) >= 2
+    assert all(0 < row["best"] <= row["median"] for row in rows.values())

@@ -6,10 +6,12 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="triton is not installed: nothing to compile")
 
 from fastssl.kernels import aot, datasheet
+from fastssl.kernels.ntxent import launch, reference
 from fastssl.kernels.ntxent.configs import ARCHS, CONFIGS, Config, serving
 
 
@@ -85,3 +87,19 @@ def test_rooflines_follow_from_the_counts():
     # M^2 D flops at 989 TFLOP/s against M^2 / 2 exponentials at 16 a clock on 132 cores
     assert datasheet.roofline_us(sheet) == pytest.approx(8192**2 * 128 / 989e12 * 1e6, rel=0.01)
     assert datasheet.counts(replace(sheet, config=serving("state", "bf16", 128, 90))) == (0, 0, 0)
+
+
+def test_a_gpu_too_old_for_the_tiles_gets_the_reference(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    launch._serves.cache_clear()
+    with pytest.warns(RuntimeWarning, match="sm_80 or newer .Tesla T4."):
+        assert not launch._serves(torch.device("cuda", 0))
+    launch._serves.cache_clear()
+    monkeypatch.setattr(launch, "_serves", lambda device: False)
+    views, temperature = list(torch.randn(2, 6, 5)), torch.tensor(0.1)
+    loss, *saved = launch.forward(views, temperature, "mean", True)
+    exact, *_ = reference.forward(views, temperature, "mean", True)
+    assert torch.equal(loss, exact)
+    dz_MD, _ = launch.backward(torch.ones(()), views, temperature, "mean", *saved)
+    assert dz_MD.shape == (12, 5) and dz_MD.isfinite().all()

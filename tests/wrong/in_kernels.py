@@ -143,7 +143,7 @@ OPERATOR = (
         "native-gradient-read-as-contiguous",
         "grad.to(lse_M.dtype).contiguous()",
         "grad.to(lse_M.dtype)",
-        "tests/kernels",
+        f"{NTXENT} tests/kernels/test_native.py",
         "kernels/ntxent/native.py",
     ),
     _op(

@@ -8,7 +8,8 @@ CONTRACT = "tests/methods/test_contract.py"
 
 
 def _data(name: str, file: str, old: str, new: str) -> Mutant:
-    return Mutant(f"data-{name}", f"fastssl/{file}.py", old, new, ("tests/data",))
+    tests = ("tests/data/test_keyed.py", "tests/data/test_spirograph.py")
+    return Mutant(f"data-{name}", f"fastssl/{file}.py", old, new, tests)
 
 
 METHODS = (
