@@ -33,6 +33,10 @@ class DaliReader:
         workers: int,
         device_id: int | None,
     ) -> None:
+        # Imported here, in the caller's thread: DALI's exit handler asserts that no pipeline is
+        # left, so it must be registered before the prefetcher's, which then runs first.
+        import nvidia.dali  # noqa: F401
+
         self._policy, self._side, self._num_views = policy, side, num_views
         self._workers, self._device_id = max(1, workers), device_id
         self._pool = ThreadPoolExecutor(max_workers=self._workers)

@@ -8,12 +8,12 @@ sequence keyed by its own index, whenever and by whomever it is found out.
 # shapes: N batch, C channels, S side
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from fastssl.augment import keyed
-from fastssl.augment.policy import Policy, ViewParams, draw, simclr
+from fastssl.augment.policy import Policy, draw, simclr
 from fastssl.data.batch import Batch, Labelled, check_batch_size
 from fastssl.data.dali_reader import DaliReader
 from fastssl.data.decode import decode, read
 from fastssl.data.folder_labels import Split, find_split, labelled_indices
 from fastssl.data.headers import BadFile
 from fastssl.data.prefetch import Prefetcher
-from fastssl.data.scan import printable, scan
+from fastssl.data.scan import known_undecodable, note_undecodable, printable, scan
 from fastssl.data.torch_reader import TorchReader, normalise, resized
 
 Backend = Literal["auto", "dali", "torchvision"]
@@ -71,7 +71,8 @@ class FolderSource:
         self._height = np.array([header.height for header in self._scan.headers])
         self.num_samples = len(self._split.train)
         self.backend = _choose_backend(backend)
-        self._bad: dict[int, str] = {}  # index into the scan -> reason, found while decoding
+        self._cache_dir = cache_dir
+        self._bad = known_undecodable(self._scan, cache_dir)  # index -> reason, seen in decoding
         self._lock = threading.Lock()
         self._refuse_too_many()
 
@@ -93,10 +94,13 @@ class FolderSource:
         target = device or self._device
         reader = self._reader(target)
 
+        @lru_cache(maxsize=2)  # sorting a million keys takes longer than a batch
+        def order(epoch: int) -> np.ndarray:
+            return keyed.permutation(self.num_samples, seed=seed, epoch=epoch)
+
         def make(step: int) -> Batch:
             epoch, position = divmod(step, per_epoch)
-            order = keyed.permutation(self.num_samples, seed=seed, epoch=epoch)
-            chosen = order[position * batch_size : (position + 1) * batch_size]
+            chosen = order(epoch)[position * batch_size : (position + 1) * batch_size]
             return self._batch(reader, self._split.train[chosen], seed, epoch).to(target)
 
         return Prefetcher(make, start=start_step, release=reader.close)
@@ -105,8 +109,19 @@ class FolderSource:
         self, reader: DaliReader | TorchReader, wanted_N: np.ndarray, seed: int, epoch: int
     ) -> Batch:
         while True:
-            index_N = np.array([self._replacement(int(i), seed, epoch) for i in wanted_N])
-            tables = [self._params(index_N, seed, epoch, view) for view in range(self.num_views)]
+            index_N = self._refilled(wanted_N, seed, epoch)
+            tables = [
+                draw(
+                    self.policy,
+                    seed=seed,
+                    epoch=epoch,
+                    index_N=wanted_N,  # the slot's own: a file that stands in twice varies
+                    view=view,
+                    width_N=self._width[index_N],
+                    height_N=self._height[index_N],
+                )
+                for view in range(self.num_views)
+            ]
             paths = [self._scan.full(int(index)) for index in index_N]
             headers = [self._scan.headers[int(index)] for index in index_N]
             made = reader.views(paths, headers, tables)
@@ -114,21 +129,26 @@ class FolderSource:
                 return Batch(made, torch.from_numpy(index_N), tuple(tables))
             self._exclude({int(index_N[slot]): reason for slot, reason in made.items()})
 
-    def _replacement(self, index: int, seed: int, epoch: int) -> int:
-        """``index`` itself, or the first good file of its keyed sequence."""
-        if index not in self._bad:
-            return index
+    def _refilled(self, wanted_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """``wanted_N`` with every bad file replaced, slot after slot."""
+        index_N = wanted_N.copy()
+        taken = set(wanted_N.tolist())
+        for slot, index in enumerate(wanted_N.tolist()):
+            if index in self._bad:
+                index_N[slot] = self._replacement(index, taken, seed, epoch)
+                taken.add(int(index_N[slot]))
+        return index_N
+
+    def _replacement(self, index: int, taken: set[int], seed: int, epoch: int) -> int:
+        """The first good file of the keyed sequence of ``index``, a new one to the batch if any."""
         unit_K = keyed.uniform(
             _REFILLS, seed=seed, epoch=epoch, index_N=np.array([index]), stream="refill"
         )[0]
-        for candidate in self._split.train[(unit_K * self.num_samples).astype(np.int64)]:
-            if int(candidate) not in self._bad:
-                return int(candidate)
-        raise TooManyBadFiles(f"--data: no usable image is left in {self.name}")
-
-    def _params(self, index_N: np.ndarray, seed: int, epoch: int, view: int) -> ViewParams:
-        sizes = {"width_N": self._width[index_N], "height_N": self._height[index_N]}
-        return draw(self.policy, seed=seed, epoch=epoch, index_N=index_N, view=view, **sizes)
+        sequence_K = self._split.train[(unit_K * self.num_samples).astype(np.int64)].tolist()
+        good = [candidate for candidate in sequence_K if candidate not in self._bad]
+        if not good:
+            raise TooManyBadFiles(f"--data: no usable image is left in {self.name}")
+        return next((candidate for candidate in good if candidate not in taken), good[0])
 
     def _reader(self, device: torch.device) -> DaliReader | TorchReader:
         side = self.image_shape[1]
@@ -148,6 +168,7 @@ class FolderSource:
             for index, reason in found.items():
                 if index not in self._bad:
                     self._bad[index] = reason
+                    note_undecodable(self._scan, index, reason, self._cache_dir)
                     path = printable(self._scan.paths[index])
                     logging.getLogger("fastssl").warning("skipped %s: %s", path, reason)
         self._refuse_too_many()
@@ -160,7 +181,12 @@ class FolderSource:
     def report(self) -> dict:
         """What was skipped and why, ready for JSON."""
         entries = [{"path": printable(path), "reason": why} for path, why in self.skipped()]
-        return {"skipped": entries, "num_files": self._scan.num_files}
+        unused = len(self._scan.paths) - len(self._split.train) - len(self._split.test)
+        return {
+            "skipped": entries,
+            "num_files": self._scan.num_files,
+            "outside_splits": unused,  # loose images beside train/ and val/
+        }
 
     def _refuse_nothing(self, root: Path) -> None:
         if self._scan.paths:
@@ -212,7 +238,7 @@ class FolderSource:
             reasons = list(pool.map(reason, index_N.tolist()))
         bad = {int(i): why for i, why in zip(index_N, reasons, strict=True) if why is not None}
         self._exclude(bad)
-        return np.array([index for index in index_N if int(index) not in self._bad])
+        return np.array([i for i in index_N.tolist() if i not in self._bad], dtype=np.int64)
 
     def _clean(self, index: int) -> np.ndarray:
         """Shorter side to the eval size, then the central square: (S, S, 3) uint8."""
@@ -225,17 +251,20 @@ class FolderSource:
 
 
 @cache
-def _say_no_dali() -> None:
+def _say_no_dali(why: str) -> None:
     logging.getLogger("fastssl").warning(
-        "DALI is not installed: images are decoded by PIL, several times slower. "
-        'pip install "fastssl[train]" brings nvidia-dali-cuda130.'
+        "DALI cannot be imported (%s): images are decoded by PIL, slower. "
+        'pip install "fastssl[train]" brings nvidia-dali-cuda130.',
+        why,
     )
 
 
 def _choose_backend(backend: Backend) -> Backend:
     if backend != "auto":
         return backend
-    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
-        return "dali"
-    _say_no_dali()
-    return "torchvision"
+    try:
+        importlib.import_module("nvidia.dali")
+    except ImportError as error:
+        _say_no_dali(str(error))
+        return "torchvision"
+    return "dali"

@@ -1,8 +1,9 @@
 """Splits and classes that the layout of a folder tells.
 
-train/dog/1.jpg, val/dog/2.jpg      splits, and classes below them
-dog/1.jpg, cat/2.jpg                classes; a keyed fifth is the test split of readouts
-1.jpg, a/b/2.jpg                    no classes
+train/dog/1.jpg, val/dog/2.jpg      splits, where no other folder stands beside them; classes below
+train/1.jpg, car/2.jpg, cat/3.jpg   classes (train is a vehicle); a keyed fifth is for testing
+1.jpg, a/b/2.jpg                    fewer than two first folders: no classes
+An image outside the class folders is trained on and has no class; one beside train/ is not used.
 """
 
 # shapes: N images
@@ -33,10 +34,11 @@ def find_split(paths: tuple[str, ...]) -> Split:
     """Reads splits and classes from relative paths."""
     parts = [path.split("/") for path in paths]
     tops = {part[0].lower() for part in parts if len(part) > 1}
-    has_splits = bool(tops & set(_TRAIN)) and all(len(part) > 1 for part in parts)
+    has_splits = bool(tops & set(_TRAIN)) and tops <= {*_TRAIN, *_TEST}
     if has_splits:
-        train = [i for i, part in enumerate(parts) if part[0].lower() in _TRAIN]
-        test = [i for i, part in enumerate(parts) if part[0].lower() in _TEST]
+        below = [part[0].lower() if len(part) > 1 else "" for part in parts]
+        train = [i for i, top in enumerate(below) if top in _TRAIN]
+        test = [i for i, top in enumerate(below) if top in _TEST]
         used = sorted(train + test)
     else:
         train, test = list(range(len(parts))), []
@@ -50,13 +52,12 @@ def _labels(
     parts: list[list[str]], used: list[int], depth: int
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     label = np.full(len(parts), -1, dtype=np.int64)
-    if any(len(parts[i]) < depth + 2 for i in used):
-        return label, ()
-    classes = sorted({parts[i][depth] for i in used})
+    filed = [i for i in used if len(parts[i]) >= depth + 2]
+    classes = sorted({parts[i][depth] for i in filed})
     if len(classes) < 2:
         return label, ()
     number = {name: position for position, name in enumerate(classes)}
-    for i in used:
+    for i in filed:
         label[i] = number[parts[i][depth]]
     return label, tuple(classes)
 
@@ -72,5 +73,6 @@ def labelled_indices(split: Split, name: str, *, seed: int, limit: int | None) -
     else:
         unit_N = keyed.uniform(1, seed=seed, index_N=split.train, stream="readout split")[:, 0]
         chosen = split.train[(unit_N < TEST_FRACTION) == (name == "test")]
+    chosen = chosen[split.label[chosen] >= 0]
     order = keyed.permutation(len(chosen), seed=seed, epoch=0, stream=f"readout {name}")
     return chosen[order[:limit]]

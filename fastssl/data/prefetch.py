@@ -7,6 +7,7 @@ the interpreter.
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import weakref
@@ -41,6 +42,10 @@ class Prefetcher(Generic[Item]):
             daemon=True,
         )
         self._finalizer = weakref.finalize(self, _shut, self._thread, self._stop, self._ready)
+        # Exit handlers run last-in first-out: registered here, and not by weakref's one handler
+        # for all, this one runs before that of any library that the items are made with.
+        self._finalizer.atexit = False
+        atexit.register(self._finalizer)
         self._thread.start()
 
     def __iter__(self) -> Iterator[Item]:
@@ -64,6 +69,7 @@ class Prefetcher(Generic[Item]):
     def close(self) -> None:
         """Stop the thread and wait for it (10 s at most). Calling it again does nothing."""
         self._finalizer()
+        atexit.unregister(self._finalizer)
 
 
 def _produce(make, start, ready, stop, release) -> None:

@@ -16,6 +16,7 @@ from fastssl.data.headers import BadFile, Header, check
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp")
 _CACHE_NAME = "image-headers.jsonl"
+_UNDECODABLE_NAME = "undecodable.jsonl"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Scan:
 def scan(root: Path, *, workers: int, cache_dir: Path | None) -> Scan:
     """Checks the header of every file below ``root`` that is named like an image."""
     folder = os.fspath(root)
-    candidates = find_images(folder)
+    candidates, closed = find_images(folder)
     known = _read_cache(cache_dir)
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         verdicts = list(pool.map(lambda path: _verdict(folder, path, known), candidates))
@@ -46,15 +47,22 @@ def scan(root: Path, *, workers: int, cache_dir: Path | None) -> Scan:
         _write_cache(cache_dir, folder, candidates, verdicts)
     good = [(p, v) for p, v in zip(candidates, verdicts, strict=True) if isinstance(v, Header)]
     bad = [(p, v) for p, v in zip(candidates, verdicts, strict=True) if isinstance(v, str)]
-    return Scan(folder, tuple(p for p, _ in good), tuple(v for _, v in good), tuple(bad))
+    skipped = tuple(sorted([*bad, *closed]))
+    return Scan(folder, tuple(p for p, _ in good), tuple(v for _, v in good), skipped)
 
 
-def find_images(root: str) -> list[str]:
-    """Paths below ``root`` named like images (case ignored), sorted. Links are followed, each
-    folder once; hidden entries are left out."""
+def find_images(root: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """Paths below ``root`` named like images (case ignored), sorted; and (folder, reason) of those
+    that cannot be opened. Links are followed, each folder once; hidden entries are left out."""
     found: list[str] = []
+    closed: list[tuple[str, str]] = []
     seen: set[tuple[int, int]] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+
+    def refused(error: OSError) -> None:
+        reason = f"the folder cannot be opened: {error.strerror}"
+        closed.append((os.path.relpath(error.filename, root), reason))
+
+    for folder, subfolders, files in os.walk(root, onerror=refused, followlinks=True):
         identity = os.stat(folder)
         if (identity.st_dev, identity.st_ino) in seen:
             subfolders.clear()
@@ -64,7 +72,7 @@ def find_images(root: str) -> list[str]:
         for name in (*files, *subfolders):
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                 found.append(os.path.relpath(os.path.join(folder, name), root))
-    return sorted(found)
+    return sorted(found), closed
 
 
 def printable(path: str) -> str:
@@ -92,13 +100,7 @@ def _verdict(folder: str, path: str, known: dict[str, Header]) -> Header | str:
 
 def _read_cache(cache_dir: Path | None) -> dict[str, Header]:
     known: dict[str, Header] = {}
-    if cache_dir is None:
-        return known
-    try:
-        lines = (cache_dir / _CACHE_NAME).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return known
-    for line in lines:
+    for line in _lines(cache_dir, _CACHE_NAME):
         try:
             path, size, modified, width, height, orientation, plain = json.loads(line)
             fields = (width, height, orientation)
@@ -124,3 +126,40 @@ def _write_cache(
         temporary.replace(cache_dir / _CACHE_NAME)
     except OSError:
         return  # a full disk costs the next start some seconds, nothing else
+
+
+def note_undecodable(found: Scan, index: int, reason: str, cache_dir: Path | None) -> None:
+    """Keeps for a resumed run that ``found.paths[index]`` has a good header and bad contents."""
+    key = _key(found.root, found.paths[index])
+    if cache_dir is None or key is None:
+        return
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with open(cache_dir / _UNDECODABLE_NAME, "a", encoding="utf-8") as file:
+            file.write(json.dumps([*json.loads(key), reason]) + "\n")
+    except OSError:
+        return  # the next start finds it out again
+
+
+def known_undecodable(found: Scan, cache_dir: Path | None) -> dict[int, str]:
+    """Index into ``found.paths`` -> reason, as an earlier start noted it of the same files."""
+    noted: dict[str, str] = {}
+    for line in _lines(cache_dir, _UNDECODABLE_NAME):
+        try:
+            path, size, modified, reason = json.loads(line)
+        except (ValueError, TypeError):
+            continue
+        noted[json.dumps([path, size, modified])] = str(reason)
+    if not noted:
+        return {}
+    keys = [_key(found.root, path) for path in found.paths]
+    return {index: noted[key] for index, key in enumerate(keys) if key in noted}
+
+
+def _lines(cache_dir: Path | None, name: str) -> list[str]:
+    if cache_dir is None:
+        return []
+    try:
+        return (cache_dir / name).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
