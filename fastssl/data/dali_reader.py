@@ -17,7 +17,7 @@ from torch import Tensor
 from fastssl.augment.policy import Policy, ViewParams
 from fastssl.data import dali_graph
 from fastssl.data.decode import decode, read, to_bmp
-from fastssl.data.headers import Header
+from fastssl.data.headers import Header, has_sound_scan
 from fastssl.data.torch_reader import Failures, attempt
 
 
@@ -70,7 +70,7 @@ class DaliReader:
     def _encoded(self, path: str, header: Header) -> np.ndarray:
         """What DALI is to decode: the file itself where every decoder agrees on its pixels."""
         content = read(path)
-        if header.plain and path not in self._through_pil:
+        if header.plain and path not in self._through_pil and has_sound_scan(content):
             return np.frombuffer(content, np.uint8)
         return to_bmp(decode(content, header))
 

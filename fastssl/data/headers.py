@@ -13,11 +13,16 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import numpy as np
+
 # Pillow's own warning limit (256 MiB of RGB): a larger picture is refused before it is decoded.
 MAX_PIXELS = 89_478_485
 _TAIL = 65_536
 _PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive Huffman
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# After 0xFF in a scan: stuffing, fill, restarts, and the segments between two scans or at the end
+_EXPECTED = np.zeros(256, dtype=bool)
+_EXPECTED[[0x00, 0xFF, *range(0xD0, 0xD8), 0xC4, *range(0xD9, 0xDE), *range(0xE0, 0xF0), 0xFE]] = 1
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
@@ -111,6 +116,21 @@ def _jpeg(file: BinaryIO) -> Header:
         raise BadFile("the JPEG is cut off (no end-of-image marker)")
     width, height, plain = frame
     return _oriented(width, height, orientation, plain=plain and not rgb)
+
+
+def has_sound_scan(content: bytes) -> bool:
+    """Whether only markers that may stand there interrupt the pixels of this JPEG.
+
+    At any other marker some decoders go on with what they have and others give up.
+    """
+    position = 2
+    while content[position : position + 2] != b"\xff\xda":
+        if content[position : position + 1] != b"\xff":
+            return False
+        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    byte_n = np.frombuffer(content, np.uint8)[position + 2 :]
+    after_ff = byte_n[1:][byte_n[:-1] == 0xFF]
+    return bool(_EXPECTED[after_ff].all())
 
 
 def _has_end_of_image(file: BinaryIO) -> bool:
