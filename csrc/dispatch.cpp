@@ -68,10 +68,17 @@ FASTSSL_API void fastssl_pool_usage(size_t* free_bytes, size_t* used_bytes) {
   fastssl::pool_usage(free_bytes, used_bytes);
 }
 
-FASTSSL_API int fastssl_ntxent_forward(const fastssl::NtxentForward* call) {
-  return ntxent_kernels.load()->forward(*call);
+// `view` of the problem is filled in here, so that a caller can hand over two flat pieces of bytes.
+FASTSSL_API int fastssl_ntxent_forward(const fastssl::NtxentForward* call,
+                                       const fastssl::ViewMemory* views) {
+  fastssl::NtxentForward whole = *call;
+  whole.problem.view = views;
+  return ntxent_kernels.load()->forward(whole);
 }
 
-FASTSSL_API int fastssl_ntxent_backward(const fastssl::NtxentBackward* call) {
-  return ntxent_kernels.load()->backward(*call);
+FASTSSL_API int fastssl_ntxent_backward(const fastssl::NtxentBackward* call,
+                                        const fastssl::ViewMemory* views) {
+  fastssl::NtxentBackward whole = *call;
+  whole.problem.view = views;
+  return ntxent_kernels.load()->backward(whole);
 }

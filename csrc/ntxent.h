@@ -35,7 +35,7 @@ struct NtxentBackward {
   const void* kept;
   int64_t kept_numel;
   void* grad_rows;         // (M, width) in the input type
-  double* grad_temperature;
+  void* grad_temperature;  // the accumulation type
 };
 
 // Both return 0, or 1 when memory ran out.

@@ -187,8 +187,9 @@ template <class T> void finish_row(const BackwardState<T>& state, int64_t v, int
 template <class T> void finish_temperature(const BackwardState<T>& state) {
   double total[4] = {};
   for (int64_t i = 0; i < state.rows(); ++i) total[i & 3] += state.row_dot[i];
-  *state.call.grad_temperature = -((total[0] + total[1]) + (total[2] + total[3])) /
-                                 (2.0 * state.call.problem.temperature);
+  *static_cast<T*>(state.call.grad_temperature) =
+      T(-((total[0] + total[1]) + (total[2] + total[3])) /
+        (2.0 * state.call.problem.temperature));
 }
 
 }  // namespace

@@ -111,8 +111,9 @@ void pack_block(const fastssl::NtxentProblem& problem, const UnitRows<T>& z, int
       std::memcpy(z.row(block * P + c, p), unit + c * z.columns + p * P, P * sizeof(T));
   if (!z.column_panels) return;
   T* transposed = z.column_panels + block * P * z.columns;
-  for (int64_t d = 0; d < z.columns; ++d)
-    for (int64_t c = 0; c < P; ++c) transposed[d * P + c] = unit[c * z.columns + d];
+  for (int64_t d = 0; d < z.columns; d += kLanes<T>)
+    for (int64_t c = 0; c < P; c += kLanes<T>)
+      transpose_square<T>(unit + c * z.columns + d, z.columns, transposed + d * P + c, P);
 }
 
 template <class T>

@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -97,6 +98,43 @@ template <class T> FASTSSL_INLINE T sum_lanes(Vec<T> x) {
   T total = 0;
   for (int lane = 0; lane < kLanes<T>; ++lane) total += x[lane];
   return total;
+}
+
+// The first and the second halves of a and b, lane by lane in turn.
+#if defined(__clang__)
+template <class T, int... I>
+FASTSSL_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, int half, std::integer_sequence<int, I...>) {
+  constexpr int L = kLanes<T>;
+  return half ? __builtin_shufflevector(a, b, (L / 2 + I / 2 + I % 2 * L)...)
+              : __builtin_shufflevector(a, b, (I / 2 + I % 2 * L)...);
+}
+#else
+template <class T, int... I>
+FASTSSL_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, int half, std::integer_sequence<int, I...>) {
+  constexpr int L = kLanes<T>;
+  using Int = typename Simd<T>::Int;
+  return half ? __builtin_shuffle(a, b, Ints<T>{Int(L / 2 + I / 2 + I % 2 * L)...})
+              : __builtin_shuffle(a, b, Ints<T>{Int(I / 2 + I % 2 * L)...});
+}
+#endif
+
+// A kLanes x kLanes square, transposed: log2(kLanes) rounds of a perfect shuffle of its rows.
+template <class T>
+FASTSSL_INLINE void transpose_square(const T* from, int64_t from_step, T* to, int64_t to_step) {
+  constexpr int L = kLanes<T>;
+  constexpr auto lanes = std::make_integer_sequence<int, L>{};
+  Vec<T> row[L], next[L];
+#pragma GCC unroll 16
+  for (int r = 0; r < L; ++r) row[r] = load<T>(from + r * from_step);
+#pragma GCC unroll 4
+  for (int size = 1; size < L; size *= 2) {
+#pragma GCC unroll 16
+    for (int r = 0; r < L; ++r) next[r] = interleave<T>(row[r / 2], row[r / 2 + L / 2], r % 2, lanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < L; ++r) row[r] = next[r];
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < L; ++r) store<T>(to + r * to_step, row[r]);
 }
 
 // 2^x where the result is a normal number; the default NaN stays NaN (its low bits are zero, so

@@ -8,8 +8,9 @@ reads half of E where the forward could keep it within KEEP_BYTES and recomputes
 
 from __future__ import annotations
 
-import ctypes
+import struct
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -25,70 +26,39 @@ DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 
 REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
 
 
-class _Problem(ctypes.Structure):
-    _fields_ = [
-        ("view", ctypes.c_void_p),
-        ("views", ctypes.c_int64),
-        ("samples", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        ("dtype", ctypes.c_int),
-        ("temperature", ctypes.c_double),
-        ("reduction", ctypes.c_int),
-        ("threads", ctypes.c_int),
-    ]
-
-
-class _Forward(ctypes.Structure):
-    _fields_ = [
-        ("problem", _Problem),
-        ("loss", ctypes.c_void_p),
-        ("lse", ctypes.c_void_p),
-        ("rnorm", ctypes.c_void_p),
-        ("kept", ctypes.c_void_p),
-        ("kept_numel", ctypes.c_int64),
-    ]
-
-
-class _Backward(ctypes.Structure):
-    _fields_ = [
-        ("problem", _Problem),
-        ("grad", ctypes.c_void_p),
-        ("lse", ctypes.c_void_p),
-        ("kept", ctypes.c_void_p),
-        ("kept_numel", ctypes.c_int64),
-        ("grad_rows", ctypes.c_void_p),
-        ("grad_temperature", ctypes.c_void_p),
-    ]
-
-
-_VIEW_TYPES = {count: ctypes.c_int64 * (3 * count) for count in range(2, 33)}
+# NtxentForward and NtxentBackward of csrc/ntxent.h: the problem, then the arrays. A packed call and
+# its views are a tenth of the price of ctypes structures.
+_PROBLEM = "@Pqqqidii"
+_FORWARD = struct.Struct(_PROBLEM + "PPPPq")
+_BACKWARD = struct.Struct(_PROBLEM + "PPPqPP")
 
 
 def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@cache
+def _views_struct(count: int) -> struct.Struct:
+    return struct.Struct(f"@{3 * count}q")
+
+
 def _problem(views: Sequence[Tensor], temperature: Tensor, reduction: str) -> tuple:
-    """The fields of _Problem; the first one keeps the array it points to alive."""
+    """Memory of the views as the library reads it, and the fields of NtxentProblem."""
     first = views[0]
     samples, width = first.shape
     flat: list[int] = []
     for view in views:
         flat += (view.data_ptr(), *view.stride())
     count = len(views)
-    array = (_VIEW_TYPES.get(count) or ctypes.c_int64 * (3 * count))(*flat)
-    return (
-        array,
-        (
-            ctypes.addressof(array),
-            count,
-            samples,
-            width,
-            DTYPES[first.dtype],
-            temperature.item(),
-            REDUCTIONS[reduction],
-            torch.get_num_threads(),
-        ),
+    return _views_struct(count).pack(*flat), (
+        0,  # the library fills in where the views lie
+        count,
+        samples,
+        width,
+        DTYPES[first.dtype],
+        temperature.item(),
+        REDUCTIONS[reduction],
+        torch.get_num_threads(),
     )
 
 
@@ -112,24 +82,23 @@ def forward(
     library = native.library()
     assert library is not None
     dtype = _accumulate_dtype(views[0].dtype)
-    alive, fields = _problem(views, temperature, reduction)
+    memory, fields = _problem(views, temperature, reduction)
     rows = fields[1] * fields[2]
     loss = torch.empty((rows,) if reduction == "none" else (), dtype=dtype)
     lse_M = torch.empty(rows, dtype=dtype)
     rnorm_M = torch.empty(rows, dtype=dtype)
     numel = kept_numel(rows, fields[3], dtype) if keep else 0
     kept = native.pooled_empty(library, numel, dtype)
-    call = _Forward(
-        fields,
+    call = _FORWARD.pack(
+        *fields,
         loss.data_ptr(),
         lse_M.data_ptr(),
         rnorm_M.data_ptr(),
-        kept.data_ptr() if numel else None,
+        kept.data_ptr() if numel else 0,
         numel,
     )
-    if library.fastssl_ntxent_forward(ctypes.byref(call)):
+    if library.fastssl_ntxent_forward(call, memory):
         raise MemoryError(f"ntxent: no memory for the workspace of {rows:,} rows")
-    del alive
     return loss, lse_M, rnorm_M, kept
 
 
@@ -149,21 +118,22 @@ def backward(
     library = native.library()
     assert library is not None
     first = views[0]
-    grad = grad.to(lse_M.dtype).contiguous()
-    alive, fields = _problem(views, temperature, reduction)
+    if grad.dtype != lse_M.dtype:
+        grad = grad.to(lse_M.dtype)
+    grad = grad.contiguous()
+    memory, fields = _problem(views, temperature, reduction)
     dz_MD = torch.empty((fields[1] * fields[2], fields[3]), dtype=first.dtype)
-    dtemperature = torch.empty((), dtype=torch.float64)
+    dtemperature = torch.empty((), dtype=lse_M.dtype)
     numel = kept.numel()
-    call = _Backward(
-        fields,
+    call = _BACKWARD.pack(
+        *fields,
         grad.data_ptr(),
         lse_M.data_ptr(),
-        kept.data_ptr() if numel else None,
+        kept.data_ptr() if numel else 0,
         numel,
         dz_MD.data_ptr(),
         dtemperature.data_ptr(),
     )
-    if library.fastssl_ntxent_backward(ctypes.byref(call)):
+    if library.fastssl_ntxent_backward(call, memory):
         raise MemoryError(f"ntxent: no memory for the workspace of {dz_MD.shape[0]:,} rows")
-    del alive
-    return dz_MD, dtemperature.to(lse_M.dtype)
+    return dz_MD, dtemperature

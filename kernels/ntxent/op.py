@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from fastssl.kernels import native as compiled
 from fastssl.kernels.ntxent import native, reference
 
 REDUCTIONS = ("mean", "sum", "none")
+CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _library = torch.library.Library("fastssl", "FRAGMENT")
@@ -60,11 +61,12 @@ def ntxent(
     for position, view in enumerate(views):
         if not isinstance(view, Tensor):
             raise _bad(f"views[{position}]", "a tensor of shape (N, D)", type(view).__name__)
-    temperature = _as_tensor(temperature, views)
+    plain = _is_plain_eager(views)
+    temperature = _as_tensor(temperature, views, reuse=plain)
     keep = torch.is_grad_enabled() and (
         temperature.requires_grad or any(view.requires_grad for view in views)
     )
-    if not _is_plain_eager(views):
+    if not plain:
         return torch.ops.fastssl.ntxent.default(views, temperature, reduction, keep)[0]
     if keep:
         return _EagerNTXent.apply(temperature, reduction, *views)
@@ -84,14 +86,24 @@ def _is_plain_eager(views: list[Tensor]) -> bool:
     )
 
 
-def _as_tensor(temperature: float | Tensor, views: list[Tensor]) -> Tensor:
+def _as_tensor(temperature: float | Tensor, views: list[Tensor], *, reuse: bool) -> Tensor:
     if isinstance(temperature, Tensor):
         return temperature
     if isinstance(temperature, bool) or not isinstance(temperature, int | float):
         raise _bad("temperature", "a float or a one-element tensor", type(temperature).__name__)
+    device = views[0].device if views else CPU
+    if reuse and device == CPU:
+        return _constant(float(temperature))
     _check_temperature_value(temperature)
-    device = views[0].device if views else None
     return torch.full((), temperature, dtype=torch.float64, device=device)
+
+
+@lru_cache(maxsize=64)
+def _constant(temperature: float) -> Tensor:
+    """One tensor for all calls with this temperature; nobody writes to it."""
+    _check_temperature_value(temperature)
+    with torch.inference_mode(False):  # what is made inside inference mode cannot be saved later
+        return torch.full((), temperature, dtype=torch.float64)
 
 
 def _bad(argument: str, expected: str, received: object) -> ValueError:
