@@ -1,0 +1,1 @@
+"""Log-denominators of a similarity matrix that never exists: what contrastive losses share."""
