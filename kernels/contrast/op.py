@@ -215,8 +215,8 @@ def _backward(ctx, g_rows, g_cols, _top, _kept):
 
 
 def _setup_mean(ctx, inputs, output) -> None:
-    q, k, scale, ql, kl, qr, kr, keep, bound = inputs
-    rows, top, mean = output
+    q, k, scale, ql, kl, qr, kr, keep, _bound = inputs
+    _rows, top, mean = output
     ctx.save_for_backward(q, scale, mean)
     # Only for a second derivative; not saved, so that the queue may be written to in between.
     ctx.keys = (k, ql, kl, qr, kr, keep, k._version)
@@ -257,7 +257,7 @@ def _differentiable(outputs, grads, inputs) -> list[Tensor | None]:
             [g for _, g in pairs],
             create_graph=True,
             allow_unused=True,
-        )  # fmt: skip
+        )
     )
     return [next(found) if x.requires_grad else None for x in inputs]
 

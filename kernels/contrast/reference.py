@@ -61,7 +61,7 @@ def logits(q_ND: Tensor, k_KD: Tensor, scale: Tensor, ids: Ids) -> Tensor:
 def denominators(
     q_ND: Tensor, k_KD: Tensor, scale: Tensor, ids: Ids, columns: bool
 ) -> tuple[Tensor, Tensor]:
-    """rows (N,) and cols (K,) (empty unless ``columns``) as a formula of any order of derivative."""
+    """rows (N,) and cols (K,) (empty unless ``columns``), differentiable to any order."""
     x_NK = logits(q_ND, k_KD, scale, ids)
     rows_N = _logsumexp(x_NK, 1)
     return rows_N, _logsumexp(x_NK, 0) if columns else rows_N.new_empty(0)
