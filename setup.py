@@ -24,8 +24,8 @@ FLAGS = [
     "-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
 ]  # fmt: skip
 LINK_FLAGS = ["-shared", "-static-libgcc", "-static-libstdc++", "-pthread"]
-# The file that is compiled once per instruction set, and what each set needs.
-KERNELS = "ntxent.cpp"
+# A source that names this macro is compiled once per instruction set; what each set needs.
+PER_SET = "FASTSSL_ISA"
 X86_SETS = {
     "avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
@@ -78,13 +78,14 @@ class BuildNative(build_ext):
         objects.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         sets = X86_SETS if platform.machine() in ("x86_64", "AMD64") else {}
-        jobs = {f"{name}.o": [*flags, f"-DFASTSSL_ISA={name}", f"csrc/{KERNELS}"]
-                for name, flags in sets.items()}  # fmt: skip
-        jobs["baseline.o"] = ["-DFASTSSL_ISA=baseline", f"csrc/{KERNELS}"]
         have = [f"-DFASTSSL_HAVE_{name.upper()}" for name in sets]
+        jobs = {}
         for source in sorted(Path("csrc").glob("*.cpp")):
-            if source.name != KERNELS:
+            if PER_SET not in source.read_text(encoding="utf-8"):
                 jobs[f"{source.stem}.o"] = [*have, str(source)]
+                continue
+            for name, flags in {**sets, "baseline": []}.items():
+                jobs[f"{source.stem}.{name}.o"] = [*flags, f"-D{PER_SET}={name}", str(source)]
 
         def compile_one(name: str) -> str:
             out = str(objects / name)
@@ -113,7 +114,7 @@ setup(
     + [f"fastssl.{name}" for name in find_packages("fastssl")]
     + [f"fastssl.kernels.{name}" for name in find_packages("kernels")],
     package_data={"fastssl": ["py.typed"], "fastssl.kernels": ["py.typed"]},
-    ext_modules=[Extension("fastssl.kernels._native", [f"csrc/{KERNELS}"], optional=True)]
+    ext_modules=[Extension("fastssl.kernels._native", ["csrc/dispatch.cpp"], optional=True)]
     if sys.platform != "win32"
     else [],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
