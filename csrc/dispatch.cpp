@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "contrast.h"
 #include "ntxent.h"
 #include "pool.h"
 #include "threads.h"
@@ -14,6 +15,7 @@ namespace {
 struct Isa {
   const char* name;
   const fastssl::NtxentKernels* ntxent;
+  const fastssl::ContrastKernels* contrast;
 };
 
 // Best first; what the compiler could not build or the processor cannot run is not in it.
@@ -24,18 +26,19 @@ int available(Isa* out) {
 #if defined(FASTSSL_HAVE_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-    out[count++] = {"avx512", fastssl::ntxent_avx512()};
+    out[count++] = {"avx512", fastssl::ntxent_avx512(), fastssl::contrast_avx512()};
 #endif
 #if defined(FASTSSL_HAVE_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    out[count++] = {"avx2", fastssl::ntxent_avx2()};
+    out[count++] = {"avx2", fastssl::ntxent_avx2(), fastssl::contrast_avx2()};
 #endif
 #endif
-  out[count++] = {"baseline", fastssl::ntxent_baseline()};
+  out[count++] = {"baseline", fastssl::ntxent_baseline(), fastssl::contrast_baseline()};
   return count;
 }
 
 std::atomic<const fastssl::NtxentKernels*> ntxent_kernels{nullptr};
+std::atomic<const fastssl::ContrastKernels*> contrast_kernels{nullptr};
 
 }  // namespace
 
@@ -53,6 +56,7 @@ FASTSSL_API int fastssl_select_isa(const char* name) {
   for (int i = 0; i < count; ++i) {
     if (std::strcmp(isa[i].name, name)) continue;
     ntxent_kernels.store(isa[i].ntxent);
+    contrast_kernels.store(isa[i].contrast);
     return 0;
   }
   return 1;
@@ -81,4 +85,12 @@ FASTSSL_API int fastssl_ntxent_backward(const fastssl::NtxentBackward* call,
   fastssl::NtxentBackward whole = *call;
   whole.problem.view = views;
   return ntxent_kernels.load()->backward(whole);
+}
+
+FASTSSL_API int fastssl_contrast_forward(const fastssl::ContrastForward* call) {
+  return contrast_kernels.load()->forward(*call);
+}
+
+FASTSSL_API int fastssl_contrast_backward(const fastssl::ContrastBackward* call) {
+  return contrast_kernels.load()->backward(*call);
 }

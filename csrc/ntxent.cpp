@@ -1,6 +1,7 @@
 // Fused NT-Xent on the CPU, compiled once per instruction set (setup.py gives FASTSSL_ISA).
 // The similarity matrix of unit rows is symmetric: only tiles above its diagonal are computed, each
 // exponential feeds a row and a column sum, and half of E is kept for the backward where it fits.
+#include "carver.h"
 #include "ntxent_backward.h"
 #include "ntxent_forward.h"
 
@@ -10,19 +11,6 @@ using fastssl::Lease;
 using fastssl::Team;
 
 constexpr double kWorkPerRank = 4e6;  // multiply-adds below which one more thread does not pay
-
-// Cuts one leased block of memory into the arrays of a call.
-struct Carver {
-  char* next;
-  template <class U> U* take(int64_t count) {
-    U* here = reinterpret_cast<U*>(next);
-    next += bytes<U>(count);
-    return here;
-  }
-  template <class U> static int64_t bytes(int64_t count) {
-    return (count * int64_t(sizeof(U)) + 63) / 64 * 64;
-  }
-};
 
 int choose_ranks(const fastssl::NtxentProblem& problem, int64_t panels) {
   const double m = double(problem.views * problem.samples);

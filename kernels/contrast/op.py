@@ -199,7 +199,10 @@ def _backward(ctx, g_rows, g_cols, _top, _kept):
     g_rows = torch.zeros_like(rows) if g_rows is None else g_rows
     g_cols = torch.zeros_like(cols) if g_cols is None else g_cols
     if torch.is_grad_enabled():  # create_graph: a second derivative may be asked for
-        formula = reference.denominators(q, k, scale, Ids(ql, kl, qr, kr, keep), columns)
+
+        def formula(q, k, scale):
+            return reference.denominators(q, k, scale, Ids(ql, kl, qr, kr, keep), columns)
+
         return *_differentiable(formula, (g_rows, g_cols), (q, k, scale)), *nothing
     want_q, want_k, want_scale = ctx.needs_input_grad[:3]
     dq, dk, dscale = torch.ops.fastssl.contrast_backward(
@@ -236,8 +239,11 @@ def _backward_mean(ctx, g_rows, _top, _mean):
                 "contrast_mean: a second derivative needs the keys of the forward pass, but they "
                 "have been written to since (a queue?); use contrast or take it before enqueueing"
             )
-        rows, _ = reference.denominators(q, k, scale, Ids(ql, kl, qr, kr, keep), False)
-        dq, dscale = _differentiable((rows,), (g_rows,), (q, scale))
+
+        def formula(q, scale):
+            return reference.denominators(q, k, scale, Ids(ql, kl, qr, kr, keep), False)[:1]
+
+        dq, dscale = _differentiable(formula, (g_rows,), (q, scale))
         return dq, None, dscale, *nothing[1:]
     weighted_ND = g_rows[:, None] * mean_ND
     want_q, _, want_scale = ctx.needs_input_grad[:3]
@@ -246,20 +252,20 @@ def _backward_mean(ctx, g_rows, _top, _mean):
     return dq, None, dscale, *nothing[1:]
 
 
-def _differentiable(outputs, grads, inputs) -> list[Tensor | None]:
-    """The formula's own gradients, kept differentiable (materialises N x K)."""
-    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
-    asked = [x for x in inputs if x.requires_grad]
+def _differentiable(formula, grads, inputs) -> list[Tensor | None]:
+    """The formula's own gradients, kept differentiable (materialises N x K).
+
+    They are taken with respect to aliases: an input may be a function of another one, and that
+    path belongs to the caller's graph.
+    """
+    aliases = [x.view_as(x) for x in inputs]
+    pairs = [(o, g) for o, g in zip(formula(*aliases), grads, strict=True) if o.requires_grad]
+    outputs, cotangents = zip(*pairs, strict=True)
+    asked = [x for x in aliases if x.requires_grad]
     found = iter(
-        torch.autograd.grad(
-            [o for o, _ in pairs],
-            asked,
-            [g for _, g in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
+        torch.autograd.grad(outputs, asked, cotangents, create_graph=True, allow_unused=True)
     )
-    return [next(found) if x.requires_grad else None for x in inputs]
+    return [next(found) if x.requires_grad else None for x in aliases]
 
 
 def _register() -> None:
