@@ -9,17 +9,16 @@ sides, ``contrast_mean`` to the queries alone, in the forward pass itself.
 from __future__ import annotations
 
 import math
-import warnings
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastssl.kernels import native as compiled
-from fastssl.kernels.contrast import native, reference
+from fastssl.kernels.contrast import reference
+from fastssl.kernels.contrast.backends import BACKENDS, FAKES, implementations
 from fastssl.kernels.contrast.checks import Pairs, bad, check, scale_tensor
 from fastssl.kernels.contrast.reference import Ids
+from fastssl.kernels.transforms import is_transformed
 
 _IDS = "Tensor? q_label, Tensor? k_label, Tensor? q_row, Tensor? k_row, str keep"
 _library = torch.library.Library("fastssl", "FRAGMENT")
@@ -71,13 +70,15 @@ def contrast(
 
     Returns:
         Denominators in float32 (float64 if an operand is); -inf where no pair counts. ``top`` has
-        no gradient.
+        no gradient. Under torch.func transforms the formula answers (N x K memory).
 
     Raises:
         ValueError: an argument does not fit; the message names it.
     """
     check(queries, keys, pairs, bound)
     scale = scale_tensor(scale, queries)
+    if is_transformed():
+        return _formula(queries, keys, scale, pairs, columns)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, keys, scale))
     rows, cols, top, _ = torch.ops.fastssl.contrast(
         queries, keys, scale, *_flat(pairs), columns, bound, save
@@ -104,6 +105,8 @@ def contrast_mean(
     if keys.requires_grad:
         raise bad("keys", "without a gradient (use contrast)", "keys.requires_grad = True")
     scale = scale_tensor(scale, queries)
+    if is_transformed():
+        return _formula(queries, keys, scale, pairs, False)
     flat = _flat(pairs)
     if torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad):
         rows, top, _ = torch.ops.fastssl.contrast_mean(queries, keys, scale, *flat, bound)
@@ -114,69 +117,17 @@ def contrast_mean(
     return Denominators(rows, rows.new_empty(0), top)
 
 
+def _formula(queries, keys, scale, pairs: Pairs, columns: bool) -> Denominators:
+    """What transforms see: plain torch, which vmap and every mode of differentiation know."""
+    ids = Ids(*_flat(pairs))
+    rows, cols = reference.denominators(queries, keys, scale, ids, columns)
+    top = reference.logits(queries, keys, scale, ids).amax(dim=1).detach()
+    return Denominators(rows, cols, top)
+
+
 def _flat(pairs: Pairs) -> tuple:
     labels = pairs.labels if pairs.keep != "all" and pairs.labels is not None else (None, None)
     return (*labels, *(pairs.rows or (None, None)), pairs.keep)
-
-
-def _cpu_backend():
-    """C++ where the library was built; its loader has said so where it was not."""
-    return native if compiled.library() is not None else reference
-
-
-@cache
-def _cuda_backend():
-    """The Triton launcher; imported at the first CUDA call because triton is slow to import."""
-    try:
-        from fastssl.kernels.contrast import launch
-    except ImportError as error:
-        message = f"contrast: no Triton ({error}); plain torch answers on CUDA, slower"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-        return reference
-    return launch
-
-
-def _reference_backend():
-    return reference
-
-
-def _implementations(backend) -> dict:
-    """The three operators over a backend module that is looked up at the first call."""
-
-    def forward(q, k, scale, ql, kl, qr, kr, keep, columns, bound, save):
-        ids = Ids(ql, kl, qr, kr, keep)
-        return backend().forward(q, k, scale, ids, columns, bound, save)
-
-    def backward(gr, gc, q, k, scale, ql, kl, qr, kr, keep, rows, cols, kept, bound, wq, wk):
-        ids = Ids(ql, kl, qr, kr, keep)
-        return backend().backward(gr, gc, q, k, scale, ids, rows, cols, kept, bound, (wq, wk))
-
-    def mean(q, k, scale, ql, kl, qr, kr, keep, bound):
-        return backend().forward_mean(q, k, scale, Ids(ql, kl, qr, kr, keep), bound)
-
-    return {"contrast": forward, "contrast_backward": backward, "contrast_mean": mean}
-
-
-def _fake_forward(q, k, scale, ql, kl, qr, kr, keep, columns, bound, save):
-    dtype = reference.accumulate_dtype(q.dtype, k.dtype)
-    num_kept = 0
-    if save and q.device.type in ("cpu", "cuda"):
-        backend = _cpu_backend() if q.device.type == "cpu" else _cuda_backend()
-        num_kept = backend.kept_numel(q.shape[0], k.shape[0], q.shape[1], dtype)
-    rows = q.new_empty(q.shape[0], dtype=dtype)
-    cols = q.new_empty(k.shape[0] if columns else 0, dtype=dtype)
-    return rows, cols, torch.empty_like(rows), q.new_empty(num_kept, dtype=dtype)
-
-
-def _fake_backward(gr, gc, q, k, scale, ql, kl, qr, kr, keep, rows, cols, kept, bound, wq, wk):
-    dq = q.new_empty(q.shape) if wq else q.new_empty(0)
-    dk = k.new_empty(k.shape) if wk else k.new_empty(0)
-    return dq, dk, rows.new_empty(())
-
-
-def _fake_mean(q, k, scale, ql, kl, qr, kr, keep, bound):
-    rows = q.new_empty(q.shape[0], dtype=reference.accumulate_dtype(q.dtype, k.dtype))
-    return rows, torch.empty_like(rows), rows.new_empty(q.shape)
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -269,20 +220,10 @@ def _differentiable(formula, grads, inputs) -> list[Tensor | None]:
 
 
 def _register() -> None:
-    backends = {
-        "CPU": _cpu_backend,
-        "CUDA": _cuda_backend,
-        "CompositeExplicitAutograd": _reference_backend,
-    }
-    for key, backend in backends.items():
-        for name, function in _implementations(backend).items():
+    for key, backend in BACKENDS.items():
+        for name, function in implementations(backend).items():
             _library.impl(name, function, key)
-    fakes = {
-        "contrast": _fake_forward,
-        "contrast_backward": _fake_backward,
-        "contrast_mean": _fake_mean,
-    }
-    for name, fake in fakes.items():
+    for name, fake in FAKES.items():
         torch.library.register_fake(f"fastssl::{name}", fake, lib=_library)
     torch.library.register_autograd(
         "fastssl::contrast", _backward, setup_context=_setup, lib=_library

@@ -245,6 +245,25 @@ def test_the_single_pass_refuses_keys_that_want_a_gradient():
         contrast_mean(q_ND, k_KD.requires_grad_(), 1.0)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # torch.func imports it
+def test_transforms_see_the_formula():
+    q_BND, k_KD = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    function = torch.func.grad(lambda q_ND: contrast(q_ND, k_KD, 2.0).rows.square().sum())
+    grad_BND = torch.vmap(function)(q_BND)
+    q_ND = q_BND[1].clone().requires_grad_()
+    (plain_ND,) = torch.autograd.grad(contrast(q_ND, k_KD, 2.0).rows.square().sum(), q_ND)
+    torch.testing.assert_close(grad_BND[1], plain_ND)
+    tangent_ND = torch.randn(3, 4, dtype=torch.float64)
+    for operator in (contrast, contrast_mean):
+        _, pushed_N = torch.func.jvp(
+            lambda q, op=operator: op(q, k_KD, 2.0).rows, (q_BND[1],), (tangent_ND,)
+        )
+        rows_N = operator(q_ND, k_KD, 2.0).rows
+        jacobian = [torch.autograd.grad(r, q_ND, retain_graph=True)[0] for r in rows_N]
+        wanted_N = torch.stack([(row * tangent_ND).sum() for row in jacobian])
+        torch.testing.assert_close(pushed_N, wanted_N)
+
+
 @pytest.mark.parametrize("bad", list(spec.bad_calls()), ids=lambda b: b.name)
 def test_bad_calls_name_the_argument(bad):
     with pytest.raises(ValueError, match="^contrast: ") as caught:
