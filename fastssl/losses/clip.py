@@ -25,7 +25,7 @@ from fastssl.losses.arguments import (
 from fastssl.losses.denominators import unit_rows
 from fastssl.losses.matching import Matching, matched
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
-from fastssl.losses.options import PLAIN, Options
+from fastssl.losses.options import Options
 
 NAME = "clip_loss"
 
@@ -35,7 +35,7 @@ def clip_loss(
     text: Tensor,
     logit_scale: float | Tensor = 1 / 0.07,
     *,
-    options: Options = PLAIN,
+    options: Options | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Symmetric cross-entropy of N pairs of raw, un-normalised embeddings.
@@ -60,7 +60,7 @@ def clip_loss(
 
 
 def clip_terms(
-    image: Tensor, text: Tensor, logit_scale: float | Tensor, options: Options = PLAIN
+    image: Tensor, text: Tensor, logit_scale: float | Tensor, options: Options | None = None
 ) -> Terms:
     """Losses per pair and what the metrics are read from; arguments of ``clip_loss``."""
     check_same_shape(NAME, image=image, text=text)
@@ -99,7 +99,7 @@ class CLIPLoss(nn.Module):
         *,
         max_scale: float | None = 100.0,
         learnable: bool = True,
-        options: Options = PLAIN,
+        options: Options | None = None,
         reduction: str = "mean",
     ) -> None:
         super().__init__()

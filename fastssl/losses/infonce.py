@@ -21,7 +21,7 @@ from fastssl.losses.arguments import (
 from fastssl.losses.denominators import unit_rows
 from fastssl.losses.matching import Matching, matched
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
-from fastssl.losses.options import PLAIN, Options
+from fastssl.losses.options import Options
 
 NAME = "info_nce"
 
@@ -35,7 +35,7 @@ def info_nce(
     hard_negatives: Tensor | None = None,
     sample_ids: Tensor | None = None,
     symmetric: bool = False,
-    options: Options = PLAIN,
+    options: Options | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """InfoNCE of raw, un-normalised embeddings; detached keys cost no gradient and no memory.
@@ -73,7 +73,7 @@ def info_nce_terms(
     hard_negatives: Tensor | None = None,
     sample_ids: Tensor | None = None,
     symmetric: bool = False,
-    options: Options = PLAIN,
+    options: Options | None = None,
 ) -> Terms:
     """Losses per query and what the metrics are read from; arguments of ``info_nce``."""
     check_embeddings(NAME, queries=queries, keys=keys)
@@ -154,7 +154,7 @@ class InfoNCELoss(nn.Module):
         temperature: float | Tensor = 0.1,
         *,
         symmetric: bool = False,
-        options: Options = PLAIN,
+        options: Options | None = None,
         reduction: str = "mean",
     ) -> None:
         super().__init__()

@@ -70,9 +70,14 @@ class Matching:
 
 
 def matched(
-    matching: Matching, scale: float | Tensor, options: Options = PLAIN, *, symmetric: bool = False
+    matching: Matching,
+    scale: float | Tensor,
+    options: Options | None = None,
+    *,
+    symmetric: bool = False,
 ) -> Terms:
     """Losses per query or, symmetric, per pair: half of each direction."""
+    options = options or PLAIN
     margin = options.margin or 0.0
     logit_N = (matching.positive_N - margin) * scale
     if matching.whole is not None and not options.splits:

@@ -55,7 +55,7 @@ class Terms:
     @torch.no_grad()
     def metrics(self) -> ContrastiveMetrics:
         """Evaluated now, in O(N D)."""
-        scale = torch.as_tensor(self.top_scale, device=self.top_N.device).to(self.top_N.dtype)
+        scale = torch.as_tensor(self.top_scale, dtype=self.top_N.dtype, device=self.top_N.device)
         slack = SLACK * torch.finfo(self.top_N.dtype).eps * scale.abs()
         best_N = self.best() * scale
         top1_N = (best_N >= self.top_N - slack).to(best_N.dtype)
@@ -66,5 +66,6 @@ class Terms:
         else:
             weight_N = self.counted_N.to(hit_N.dtype) / self.counted_N.sum()
             top1, alignment = (hit_N * weight_N).sum(), (self.similarity_N * weight_N).sum()
-        negative = sum_N.sum() / count_N.sum()
-        return ContrastiveMetrics(top1, alignment.detach(), negative)
+        count = count_N.sum()
+        negative = torch.where(count > 0, sum_N.sum() / count, torch.nan)
+        return ContrastiveMetrics(top1, alignment, negative)

@@ -21,7 +21,7 @@ from fastssl.losses.arguments import (
 from fastssl.losses.denominators import ROUNDED_UNIT, UNIT, unit_rows
 from fastssl.losses.matching import Matching, matched
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
-from fastssl.losses.options import PLAIN, Options
+from fastssl.losses.options import Options
 
 NAME = "moco_loss"
 
@@ -38,7 +38,7 @@ def moco_loss(
     queue: Tensor | Queue,
     temperature: float | Tensor = 0.2,
     *,
-    options: Options = PLAIN,
+    options: Options | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """InfoNCE against a queue, loss and query gradient in one pass over it.
@@ -69,7 +69,7 @@ def moco_terms(
     key: Tensor,
     queue: Tensor | Queue,
     temperature: float | Tensor,
-    options: Options = PLAIN,
+    options: Options | None = None,
 ) -> Terms:
     """Losses per query and what the metrics are read from; arguments of ``moco_loss``."""
     check_same_shape(NAME, query=query, key=key)
@@ -121,7 +121,7 @@ class MoCoLoss(nn.Module):
         self,
         temperature: float | Tensor = 0.2,
         *,
-        options: Options = PLAIN,
+        options: Options | None = None,
         reduction: str = "mean",
     ) -> None:
         super().__init__()

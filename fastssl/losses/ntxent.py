@@ -38,7 +38,7 @@ class NTXentLoss(nn.Module):
         temperature: float | Tensor = 0.1,
         *,
         reduction: str = "mean",
-        options: Options = PLAIN,
+        options: Options | None = None,
     ) -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
@@ -55,7 +55,7 @@ class NTXentLoss(nn.Module):
         With two views, ``sample_ids`` (N,) takes the rows of one id out of each other's
         negatives; the own partner stays.
         """
-        if sample_ids is None and self.options == PLAIN:
+        if sample_ids is None and self.options in (None, PLAIN):
             return ntxent(views_ND, self.temperature, reduction=self.reduction)
         return self._terms(views_ND, sample_ids).reduced(self.reduction)
 
@@ -72,10 +72,10 @@ class NTXentLoss(nn.Module):
                 "NTXentLoss", *views_ND, self.temperature,
                 sample_ids=sample_ids, options=self.options,
             )  # fmt: skip
-        if sample_ids is not None or self.options != PLAIN or len(views_ND) < 2:
+        if sample_ids is not None or self.options not in (None, PLAIN) or len(views_ND) < 2:
             raise bad("NTXentLoss", "views", "two with options or sample_ids", len(views_ND))
         return multi_crop_terms(views_ND, self.temperature, None)
 
     def extra_repr(self) -> str:
-        options = "" if self.options == PLAIN else f", options={self.options}"
+        options = "" if self.options is None else f", options={self.options}"
         return f"temperature={self.temperature}, reduction={self.reduction!r}{options}"

@@ -22,7 +22,9 @@ from fastssl.losses.arguments import bad
 
 @dataclass(frozen=True)
 class Options:
-    """None is off. ``beta`` and ``tau_plus`` compose, ``margin`` and ``smoothing`` compose.
+    """What to change in a loss; None is off.
+
+    ``beta`` and ``tau_plus`` compose, ``margin`` and ``smoothing`` compose.
 
     Args:
         margin: additive, in units of cosine similarity, taken from the positive.

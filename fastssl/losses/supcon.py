@@ -105,11 +105,8 @@ def in_terms(embeddings: Tensor, labels: Tensor | None, temperature: float | Ten
     some_M = counts_M > 0
     log_counts_M = counts_M.clamp_min(1).to(z_MD.dtype).log()
     loss_M = torch.where(some_M, found.rows - same.rows + log_counts_M, 0.0)
-    scale_to_one = torch.as_tensor(scale).detach().reciprocal()
     negatives = _negatives(z_MD, counts_M, positive_M)
-    return Terms(
-        loss_M, positive_M, lambda: same.top * scale_to_one, found.top, scale, negatives, some_M
-    )
+    return Terms(loss_M, positive_M, lambda: same.top / scale, found.top, scale, negatives, some_M)
 
 
 def _rows(name: str, embeddings: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from fastssl.losses.arguments import check_same_shape, checked_ids, scale_of
 from fastssl.losses.denominators import unit_rows
 from fastssl.losses.matching import Matching, matched
 from fastssl.losses.metrics import Terms
-from fastssl.losses.options import PLAIN, Options
+from fastssl.losses.options import Options
 
 
 def two_views(
@@ -43,7 +43,7 @@ def two_view_terms(
     temperature: float | Tensor,
     *,
     sample_ids: Tensor | None = None,
-    options: Options = PLAIN,
+    options: Options | None = None,
 ) -> Terms:
     """NT-Xent's losses per row with options, and what the metrics are read from."""
     matching = two_views(loss, view0, view1, sample_ids)
