@@ -86,7 +86,8 @@ def _info_nce(variant: str, sizes: tuple[int, ...] = (4, 9), **settings) -> Case
 
     def call(embeddings, temperature, reduction="mean"):
         rows, more = arguments(embeddings)
-        return losses.info_nce(*rows, temperature, reduction=reduction, **more)
+        queries, keys = rows
+        return losses.info_nce(queries, keys, temperature, reduction=reduction, **more)
 
     def with_metrics(embeddings, temperature):
         rows, more = arguments(embeddings)
@@ -113,14 +114,29 @@ def _two_views(
     return Case(loss, variant, names, call, with_metrics=with_metrics, paper=paper, without=without)
 
 
-def _moco(variant: str, rows_KD: Tensor, options: Options | None = None) -> Case:
-    settings = {} if options is None else {"options": options}
+def _plain_nt_xent() -> Case:
+    """The operator of its own, whose refusals begin with its name."""
 
     def call(embeddings, temperature, reduction="mean"):
-        return losses.moco_loss(*embeddings, rows_KD, temperature, reduction=reduction, **settings)
+        return losses.NTXentLoss(temperature, reduction=reduction)(*embeddings)
 
     def with_metrics(embeddings, temperature):
-        return losses.MoCoLoss(temperature, **settings).with_metrics(*embeddings, rows_KD)
+        return losses.NTXentLoss(temperature).with_metrics(*embeddings)
+
+    names = ("views", "views")
+    return Case("ntxent", "", names, call, with_metrics=with_metrics, paper=_SIMCLR)
+
+
+def _moco(variant: str, rows_KD: Tensor, options: Options | None = None) -> Case:
+    def call(embeddings, temperature, reduction="mean"):
+        query, key = embeddings
+        return losses.moco_loss(
+            query, key, rows_KD, temperature, options=options, reduction=reduction
+        )
+
+    def with_metrics(embeddings, temperature):
+        query, key = embeddings
+        return losses.MoCoLoss(temperature, options=options).with_metrics(query, key, rows_KD)
 
     paper = "He et al. 2020, arXiv:1911.05722"
     names = ("query", "key")
@@ -129,7 +145,10 @@ def _moco(variant: str, rows_KD: Tensor, options: Options | None = None) -> Case
 
 def _cissl(num_views: int) -> Case:
     def call(embeddings, temperature, reduction="mean"):
-        return losses.cissl_loss(*embeddings, temperature, num_views=num_views, reduction=reduction)
+        student, teacher = embeddings
+        return losses.cissl_loss(
+            student, teacher, temperature, num_views=num_views, reduction=reduction
+        )
 
     def with_metrics(embeddings, temperature):
         return losses.CISSLLoss(temperature, num_views=num_views).with_metrics(*embeddings)
@@ -141,7 +160,8 @@ def _cissl(num_views: int) -> Case:
 
 def _clip(variant: str, **settings) -> Case:
     def call(embeddings, scale, reduction="mean"):
-        return losses.clip_loss(*embeddings, scale, reduction=reduction, **settings)
+        image, text = embeddings
+        return losses.clip_loss(image, text, scale, reduction=reduction, **settings)
 
     def with_metrics(embeddings, scale):
         return losses.CLIPLoss(float(scale), **settings).with_metrics(*embeddings)
@@ -194,6 +214,7 @@ _DCL = "Yeh et al. 2022, arXiv:2110.06848"
 _nt_xent = partial(_two_views, "NTXentLoss", losses.NTXentLoss)
 
 CASES: tuple[Case, ...] = (
+    _plain_nt_xent(),
     _nt_xent("tau_plus, beta", _SIMCLR + "; 2007.00224; 2010.04592", options=WEIGHTED),
     _nt_xent("margin, smoothing", _SIMCLR, options=SHIFTED),
     _nt_xent("sample_ids", _SIMCLR, sample_ids=PAIR_IDS),
@@ -233,7 +254,9 @@ def bad_calls() -> Iterator[BadCall]:
     """The wrong calls that every loss refuses, then those of each loss."""
     for case in CASES:
         yield from _bad_everywhere(case)
-    yield from _bad_each()
+    wrong = [*_bad_info_nce(), *_bad_others(), *_bad_settings()]
+    for position, (call, mentions) in enumerate(wrong):
+        yield BadCall(f"{position} {mentions[0]} {mentions[-1]}", call, mentions)
 
 
 def _bad_everywhere(case: Case) -> Iterator[BadCall]:
@@ -259,10 +282,13 @@ def _bad_everywhere(case: Case) -> Iterator[BadCall]:
         yield BadCall(f"{case.name}: {case.knob} {value}", call, (case.loss, case.knob))
 
 
-def _bad_each() -> Iterator[BadCall]:
+Wrong = list[tuple[Callable[[], object], tuple[str, ...]]]
+
+
+def _bad_info_nce() -> Wrong:
     z = torch.randn(6, 5)
     nce, ids = partial(losses.info_nce, z), torch.arange(6)
-    wrong: list[tuple[Callable[[], object], tuple[str, ...]]] = [
+    return [
         (partial(nce, z[:4]), ("keys", "(4, 5)")),
         (partial(nce, torch.randn(8, 5), symmetric=True), ("keys", "symmetric")),
         (partial(nce, z, symmetric=True, positives=ids), ("positives", "symmetric")),
@@ -276,6 +302,12 @@ def _bad_each() -> Iterator[BadCall]:
         (partial(nce, z, hard_negatives=z[:, None], symmetric=True), ("hard_negatives",)),
         (partial(nce, z, sample_ids=ids[:2]), ("sample_ids", "(2,)")),
         (partial(nce, z, reduction="avg"), ("reduction", "'avg'")),
+    ]
+
+
+def _bad_others() -> Wrong:
+    z, ids = torch.randn(6, 5), torch.arange(6)
+    return [
         (partial(losses.moco_loss, z, z[:3], z), ("key", "(3, 5)")),
         (partial(losses.moco_loss, z, z, z[:, :2]), ("queue", "(6, 2)")),
         (partial(losses.moco_loss, z, z, z[:0]), ("queue", "(0, 5)")),
@@ -287,24 +319,27 @@ def _bad_each() -> Iterator[BadCall]:
         (partial(losses.cissl_loss, z, z[:4]), ("teacher", "(4, 5)")),
         (partial(losses.cissl_loss, z, z, num_views=0), ("num_views", "0")),
         (partial(losses.clip_loss, z, z[:4]), ("text", "(4, 5)")),
-        (partial(losses.CLIPLoss, 0.0), ("scale", "0.0")),
-        (partial(losses.CLIPLoss, max_scale=1.0), ("max_scale", "1.0")),
         (partial(losses.sup_con_out, z), ("labels", "None")),
         (partial(losses.sup_con_in, z, ids[:4]), ("labels", "(4,)")),
         (partial(losses.sup_con_in, z, ids.double()), ("labels", "float64")),
-        (partial(losses.SupConLoss, form="both"), ("form", "'both'")),
         (partial(losses.multi_crop_ntxent, [z, z[:2]], ids=[ids]), ("ids", "2")),
         (partial(losses.multi_crop_ntxent, [z, z], ids=[ids, ids[:2]]), ("ids[1]", "(2,)")),
         (partial(losses.multi_crop_ntxent, z), ("crops", "Tensor")),
         (partial(losses.dcl_loss, z[:1], z[:1]), ("view0", "at least 2")),
         (partial(losses.dclw_loss, z, z, sigma=0.0), ("sigma", "0.0")),
+        (partial(losses.NTXentLoss(options=WEIGHTED).forward, z, z, z), ("views", "3")),
+    ]
+
+
+def _bad_settings() -> Wrong:
+    return [
+        (partial(losses.CLIPLoss, 0.0), ("scale", "0.0")),
+        (partial(losses.CLIPLoss, max_scale=1.0), ("max_scale", "1.0")),
+        (partial(losses.SupConLoss, form="both"), ("form", "'both'")),
         (partial(losses.DCLWLoss, sigma=float("nan")), ("sigma", "nan")),
-        (partial(losses.NTXentLoss(options=WEIGHTED), z, z, z), ("views", "3")),
         (partial(Options, margin=0.1, beta=1.0), ("beta", "margin")),
         (partial(Options, smoothing=0.1, tau_plus=0.1), ("tau_plus", "smoothing")),
         (partial(Options, tau_plus=1.0), ("tau_plus", "1.0")),
         (partial(Options, beta=-0.1), ("beta", "-0.1")),
         (partial(Options, smoothing=True), ("smoothing", "bool")),
     ]
-    for position, (call, mentions) in enumerate(wrong):
-        yield BadCall(f"{position} {mentions[0]} {mentions[-1]}", call, mentions)

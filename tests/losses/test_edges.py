@@ -15,6 +15,7 @@ from fastssl import losses
 from fastssl.kernels.contrast import op
 from fastssl.losses import denominators as door
 from fastssl.losses import spec
+from fastssl.losses.classes import class_counts, class_sums
 from tests.house.tree import ROOT, parsed, python_files
 
 MODULES = (
@@ -269,6 +270,14 @@ def test_equal_crops_without_ids_are_nt_xent():
     loss_fn = losses.MultiCropNTXentLoss(0.2)
     torch.testing.assert_close(loss_fn(*crops), losses.NTXentLoss(0.2)(*crops), rtol=1e-12, atol=0)
     torch.testing.assert_close(loss_fn(*crops), loss_fn(*crops, ids=ids), rtol=1e-12, atol=0)
+
+
+def test_class_sums_know_who_is_absent():
+    keys, key_ids = torch.randn(5, 3), torch.tensor([4, 1, 4, 9, 1])
+    queries = torch.tensor([0, 1, 2, 4, 9, 11, -5])
+    mask = (queries[:, None] == key_ids[None, :]).float()
+    torch.testing.assert_close(class_sums(keys, queries, key_ids), mask @ keys)
+    assert class_counts(queries, key_ids).tolist() == mask.sum(1).tolist()
 
 
 def test_repeats_are_identical_to_the_bit():
