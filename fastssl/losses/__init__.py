@@ -1,5 +1,35 @@
 """Drop-in losses: thin modules over fused kernels. Needs torch and numpy, nothing else."""
 
+from fastssl.losses.cissl import CISSLLoss, cissl_loss
+from fastssl.losses.clip import CLIPLoss, clip_loss
+from fastssl.losses.dcl import DCLLoss, DCLWLoss, dcl_loss, dclw_loss
+from fastssl.losses.infonce import InfoNCELoss, info_nce
+from fastssl.losses.metrics import ContrastiveMetrics
+from fastssl.losses.moco import MoCoLoss, moco_loss
+from fastssl.losses.multicrop import MultiCropNTXentLoss, multi_crop_ntxent
 from fastssl.losses.ntxent import NTXentLoss
+from fastssl.losses.options import Options
+from fastssl.losses.supcon import SupConLoss, sup_con_in, sup_con_out
 
-__all__ = ["NTXentLoss"]
+__all__ = [
+    "CISSLLoss",
+    "CLIPLoss",
+    "ContrastiveMetrics",
+    "DCLLoss",
+    "DCLWLoss",
+    "InfoNCELoss",
+    "MoCoLoss",
+    "MultiCropNTXentLoss",
+    "NTXentLoss",
+    "Options",
+    "SupConLoss",
+    "cissl_loss",
+    "clip_loss",
+    "dcl_loss",
+    "dclw_loss",
+    "info_nce",
+    "moco_loss",
+    "multi_crop_ntxent",
+    "sup_con_in",
+    "sup_con_out",
+]

@@ -6,6 +6,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastssl.kernels.ntxent.op import REDUCTIONS, ntxent
+from fastssl.losses.arguments import bad
+from fastssl.losses.metrics import ContrastiveMetrics, Terms
+from fastssl.losses.multicrop import multi_crop_terms
+from fastssl.losses.options import PLAIN, Options
+from fastssl.losses.two_views import two_view_terms
 
 
 class NTXentLoss(nn.Module):
@@ -18,6 +23,7 @@ class NTXentLoss(nn.Module):
     Args:
         temperature: finite and non-zero. A float, or a one-element ``nn.Parameter`` to learn it.
         reduction: "mean" (over V * N rows), "sum" or "none".
+        options: margin, smoothing, tau_plus (debiased), beta (hard negatives); two views alone.
 
     Example:
         >>> import torch
@@ -27,7 +33,13 @@ class NTXentLoss(nn.Module):
         >>> loss.backward()
     """
 
-    def __init__(self, temperature: float | Tensor = 0.1, *, reduction: str = "mean") -> None:
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.1,
+        *,
+        reduction: str = "mean",
+        options: Options | None = None,
+    ) -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(
@@ -35,10 +47,35 @@ class NTXentLoss(nn.Module):
             )
         self.temperature = temperature
         self.reduction = reduction
+        self.options = options
 
-    def forward(self, *views_ND: Tensor) -> Tensor:
-        """Loss of two or more (N, D) views: () or, with reduction "none", (V * N,)."""
-        return ntxent(views_ND, self.temperature, reduction=self.reduction)
+    def forward(self, *views_ND: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+        """Loss of two or more (N, D) views: () or, with reduction "none", (V * N,).
+
+        With two views, ``sample_ids`` (N,) takes the rows of one id out of each other's
+        negatives; the own partner stays.
+        """
+        if sample_ids is None and self.options in (None, PLAIN):
+            return ntxent(views_ND, self.temperature, reduction=self.reduction)
+        return self._terms(views_ND, sample_ids).reduced(self.reduction)
+
+    def with_metrics(
+        self, *views_ND: Tensor, sample_ids: Tensor | None = None
+    ) -> tuple[Tensor, ContrastiveMetrics]:
+        """The loss and its metrics; top-1 is NaN for more than two views."""
+        terms = self._terms(views_ND, sample_ids)
+        return terms.reduced(self.reduction), terms.metrics()
+
+    def _terms(self, views_ND: tuple[Tensor, ...], sample_ids: Tensor | None) -> Terms:
+        if len(views_ND) == 2:
+            return two_view_terms(
+                "NTXentLoss", *views_ND, self.temperature,
+                sample_ids=sample_ids, options=self.options,
+            )  # fmt: skip
+        if sample_ids is not None or self.options not in (None, PLAIN) or len(views_ND) < 2:
+            raise bad("NTXentLoss", "views", "two with options or sample_ids", len(views_ND))
+        return multi_crop_terms(views_ND, self.temperature, None)
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, reduction={self.reduction!r}"
+        options = "" if self.options is None else f", options={self.options}"
+        return f"temperature={self.temperature}, reduction={self.reduction!r}{options}"
