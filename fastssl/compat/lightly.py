@@ -53,9 +53,7 @@ class MemoryBankModule(nn.Module):
         super().__init__()
         shape = (size,) if isinstance(size, int) else tuple(size)
         if any(extent < 0 for extent in shape):
-            raise ValueError(
-                f"Illegal memory bank size {size}, all entries must be non-negative."
-            )
+            raise ValueError(f"Illegal memory bank size {size}, all entries must be non-negative.")
         if len(shape) > 2 or (len(shape) == 1 and not isinstance(size, int) and shape != (0,)):
             raise ValueError(
                 f"Illegal memory bank size {size}, expected a (num_features, dim) tuple, "
@@ -158,7 +156,7 @@ def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5
 
 
 class DCLLoss(nn.Module):
-    """``lightly.loss.DCLLoss``: decoupled contrastive learning (Yeh et al., arXiv:2110.06848, eq. 6).
+    """``lightly.loss.DCLLoss``: decoupled contrastive loss (Yeh et al., arXiv:2110.06848, eq. 6).
 
     Args:
         temperature: non-zero; ValueError for 0, where the original returns NaN.

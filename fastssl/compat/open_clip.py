@@ -75,7 +75,7 @@ class SigLipLoss(nn.Module):
         dist_impl: None, "bidir", "shift", "reduce" or "gather"; another is a ValueError (the
             original: AssertionError). No effect in one process.
 
-    Differs: a second derivative is refused; ``get_logits`` and ``get_ground_truth`` do not exist.
+    Differs: ``get_logits`` and ``get_ground_truth`` do not exist.
     """
 
     def __init__(

@@ -10,11 +10,11 @@ Blocks of rows: loss and all gradients come out of one pass and no N x N matrix 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 # Logits held at a time: 4 MB in float32, about what stays in the cache between the passes over it.
 BLOCK_LOGITS = 1 << 20
@@ -56,7 +56,7 @@ def siglip_loss(
         scale, bias: floats, or one-element tensors to get their gradients.
 
     Returns:
-        () in float32 (float64 for float64 input). A second derivative is refused.
+        () in float32 (float64 for float64 input). A second derivative materialises N x N.
 
     Raises:
         ValueError: an argument does not fit; the message names it.
@@ -81,26 +81,39 @@ class _PairwiseSigmoid(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image, text, scale, bias, differentiable):
         with torch.autocast(image.device.type, enabled=False):
-            wide = [_widened(x) for x in (image, text)]
-            dtype = torch.promote_types(wide[0].dtype, wide[1].dtype)
-            wide = [x.to(dtype) for x in (*wide, scale, bias)]
+            wide = _in_one_dtype(image, text, scale, bias)
             if not differentiable:
                 return _loss(*wide)
             loss, *grads = _loss_and_gradients(*wide)
-        ctx.save_for_backward(*grads)
-        ctx.dtypes = [x.dtype for x in (image, text, scale, bias)]
+        ctx.save_for_backward(image, text, scale, bias, *grads)
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        scaled = [
-            (grad * saved).to(dtype) if wanted else None
-            for saved, dtype, wanted in zip(
-                ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False
-            )
-        ]
-        return *scaled, None
+        inputs, grads = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        if torch.is_grad_enabled():  # create_graph: a second derivative may be asked for
+            return *_differentiable(grad, inputs), None
+        pairs = zip(inputs, grads, ctx.needs_input_grad, strict=False)
+        return *[(grad * g).to(x.dtype) if wanted else None for x, g, wanted in pairs], None
+
+
+def _differentiable(grad: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients of the formula over one block of all rows, kept differentiable."""
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        wide = _in_one_dtype(*inputs)
+        signed_NN = _signed_logits(*wide, 0, len(inputs[0]))
+        loss = -F.logsigmoid(-signed_NN).sum() / len(inputs[0])
+    asked = [x for x in inputs if x.requires_grad]
+    found = iter(torch.autograd.grad(loss, asked, grad, create_graph=True))
+    return [next(found) if x.requires_grad else None for x in inputs]
+
+
+def _in_one_dtype(
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """float32, or float64 as soon as one side is."""
+    dtype = torch.promote_types(_widened(image).dtype, text.dtype)
+    return image.to(dtype), text.to(dtype), scale.to(dtype), bias.to(dtype)
 
 
 def _blocks(num_rows: int):
@@ -114,7 +127,7 @@ def _signed_logits(
     image_ND: Tensor, text_ND: Tensor, scale: Tensor, bias: Tensor, start: int, stop: int
 ) -> Tensor:
     """-y_ij x_ij of a block of rows, (B, N): the pairs' own logits change sign."""
-    signed_BN = (image_ND[start:stop] @ text_ND.T).mul_(scale).add_(bias)
+    signed_BN = image_ND[start:stop] @ text_ND.T * scale + bias
     signed_BN.diagonal(start).neg_()
     return signed_BN
 

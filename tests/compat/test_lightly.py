@@ -86,7 +86,9 @@ def test_consecutive_calls_with_a_bank(bank_size, calls, width, temperature, dty
         else:
             with torch.no_grad():
                 found = [[loss(*[x.to(dtype) for x in inputs])] for loss in (mine, peer)]
-        torch.testing.assert_close(*found, rtol=1e-4 if dtype is torch.float32 else 1e-12, atol=1e-6)
+        torch.testing.assert_close(
+            *found, rtol=1e-4 if dtype is torch.float32 else 1e-12, atol=1e-6
+        )
         torch.testing.assert_close(mine.memory_bank.bank, peer.memory_bank.bank)
         assert mine.memory_bank.bank_ptr.tolist() == peer.memory_bank.bank_ptr.tolist()
         assert mine.memory_bank.bank.dtype == dtype
