@@ -134,6 +134,8 @@ class NTXentLoss(nn.Module):
             refuse_many_processes("NTXentLoss", "gather_distributed=True")
         if self.memory_bank.size[0] == 0:
             loss = ntxent([out0, out1], self.temperature)
+            if out0.shape[0] == 1:
+                loss = 0 * loss  # no negatives: exactly 0 as in the original, not its rounding
         else:
             loss = self._with_bank(out0, out1)
         return as_peers_return_it(loss, out0)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,14 +33,8 @@ class LabelPairs:
         last_N = torch.searchsorted(self.sorted_K, self.anchor_N, right=True)
         self.same_N = last_N - self.first_N
         self.positives_N = self.same_N - 1 if own else self.same_N
-
-    @cached_property
-    def num_positive(self) -> int:
-        return int(self.positives_N.sum())
-
-    @cached_property
-    def num_negative(self) -> int:
-        return len(self.anchor_N) * len(self.ref_K) - int(self.same_N.sum())
+        self.num_positive = int(self.positives_N.sum())
+        self.num_negative = len(labels) * len(ref_labels) - int(self.same_N.sum())
 
     @property
     def negatives(self) -> Pairs:
@@ -82,7 +75,7 @@ class LabelPairs:
 
 
 def pair_dots(query_ND: Tensor, key_KD: Tensor, query_P: Tensor, key_P: Tensor) -> Tensor:
-    """(P,) q_a . k_b of listed pairs; no gathered row is kept for the backward."""
+    """(P,) q_a . k_b of one listed pair or more; no gathered row is kept for the backward."""
     return _PairDots.apply(query_ND, key_KD, query_P, key_P)
 
 
@@ -90,10 +83,8 @@ class _PairDots(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query_ND, key_KD, query_P, key_P):
         ctx.save_for_backward(query_ND, key_KD, query_P, key_P)
-        dots_P = query_ND.new_empty(len(query_P))
-        for part in _parts(len(query_P), query_ND.shape[1]):
-            dots_P[part] = (query_ND[query_P[part]] * key_KD[key_P[part]]).sum(1)
-        return dots_P
+        parts = _parts(len(query_P), query_ND.shape[1])
+        return torch.cat([(query_ND[query_P[i]] * key_KD[key_P[i]]).sum(1) for i in parts])
 
     @staticmethod
     def backward(ctx, grad_P):

@@ -149,7 +149,7 @@ def _loss_and_gradients(
     dscale = sum_ij W_ij u_i . v_j,  dbias = sum_ij W_ij.
     """
     num_pairs = len(image_ND)
-    dimage_ND, dtext_ND = torch.empty_like(image_ND), torch.zeros_like(text_ND)
+    dimage_ND, dtext_ND = torch.zeros_like(image_ND), torch.zeros_like(text_ND)
     sums, dbias = [], []
     for start, stop in _blocks(num_pairs):
         w_BN = _signed_logits(image_ND, text_ND, scale, bias, start, stop)
