@@ -22,7 +22,8 @@ from fastssl.compat.rows import (
     row_dots,
     unit_rows,
 )
-from fastssl.kernels.contrast.op import Pairs, contrast, contrast_mean
+from fastssl.kernels.contrast.checks import Pairs
+from fastssl.kernels.contrast.op import contrast, contrast_mean
 from fastssl.kernels.ntxent.op import ntxent
 
 LEAST_TEMPERATURE = 1e-8

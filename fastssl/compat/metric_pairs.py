@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastssl.compat.rows import as_ids
-from fastssl.kernels.contrast.op import Pairs
+from fastssl.kernels.contrast.checks import Pairs
 
 # Elements of the two gathered operands of a row dot: 16 MB each in float32.
 GATHERED_ELEMENTS = 1 << 22

@@ -15,7 +15,8 @@ from fastssl.compat.rows import (
     unit_rows,
     widened,
 )
-from fastssl.kernels.contrast.op import Pairs, contrast, contrast_mean
+from fastssl.kernels.contrast.checks import Pairs
+from fastssl.kernels.contrast.op import contrast, contrast_mean
 
 
 def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Tensor:

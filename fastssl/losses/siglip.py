@@ -62,8 +62,8 @@ def siglip_loss(
         ValueError: an argument does not fit; the message names it.
     """
     _check(image, text)
-    unit = [F.normalize(_widened(side), dim=1) for side in (image, text)]
-    return pairwise_sigmoid(*unit, scale, bias)
+    image, text = (F.normalize(_widened(side), dim=1) for side in (image, text))
+    return pairwise_sigmoid(image, text, scale, bias)
 
 
 def pairwise_sigmoid(
