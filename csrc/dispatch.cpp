@@ -5,6 +5,7 @@
 
 #include "ntxent.h"
 #include "pool.h"
+#include "soft_targets.h"
 #include "threads.h"
 
 #define FASTSSL_API extern "C" __attribute__((visibility("default")))
@@ -14,6 +15,7 @@ namespace {
 struct Isa {
   const char* name;
   const fastssl::NtxentKernels* ntxent;
+  fastssl::SoftTargetsKernel soft_targets;
 };
 
 // Best first; what the compiler could not build or the processor cannot run is not in it.
@@ -24,18 +26,19 @@ int available(Isa* out) {
 #if defined(FASTSSL_HAVE_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-    out[count++] = {"avx512", fastssl::ntxent_avx512()};
+    out[count++] = {"avx512", fastssl::ntxent_avx512(), fastssl::soft_targets_avx512()};
 #endif
 #if defined(FASTSSL_HAVE_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    out[count++] = {"avx2", fastssl::ntxent_avx2()};
+    out[count++] = {"avx2", fastssl::ntxent_avx2(), fastssl::soft_targets_avx2()};
 #endif
 #endif
-  out[count++] = {"baseline", fastssl::ntxent_baseline()};
+  out[count++] = {"baseline", fastssl::ntxent_baseline(), fastssl::soft_targets_baseline()};
   return count;
 }
 
 std::atomic<const fastssl::NtxentKernels*> ntxent_kernels{nullptr};
+std::atomic<fastssl::SoftTargetsKernel> soft_targets_kernel{nullptr};
 
 }  // namespace
 
@@ -53,6 +56,7 @@ FASTSSL_API int fastssl_select_isa(const char* name) {
   for (int i = 0; i < count; ++i) {
     if (std::strcmp(isa[i].name, name)) continue;
     ntxent_kernels.store(isa[i].ntxent);
+    soft_targets_kernel.store(isa[i].soft_targets);
     return 0;
   }
   return 1;
@@ -81,4 +85,8 @@ FASTSSL_API int fastssl_ntxent_backward(const fastssl::NtxentBackward* call,
   fastssl::NtxentBackward whole = *call;
   whole.problem.view = views;
   return ntxent_kernels.load()->backward(whole);
+}
+
+FASTSSL_API int fastssl_soft_targets(int pass, const fastssl::SoftTargets* call) {
+  return soft_targets_kernel.load()(pass, *call);
 }
