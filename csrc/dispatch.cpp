@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "enqueue.h"
 #include "ntxent.h"
 #include "pool.h"
 #include "soft_targets.h"
@@ -16,6 +17,7 @@ struct Isa {
   const char* name;
   const fastssl::NtxentKernels* ntxent;
   fastssl::SoftTargetsKernel soft_targets;
+  fastssl::EnqueueKernel enqueue;
 };
 
 // Best first; what the compiler could not build or the processor cannot run is not in it.
@@ -26,19 +28,23 @@ int available(Isa* out) {
 #if defined(FASTSSL_HAVE_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-    out[count++] = {"avx512", fastssl::ntxent_avx512(), fastssl::soft_targets_avx512()};
+    out[count++] = {"avx512", fastssl::ntxent_avx512(), fastssl::soft_targets_avx512(),
+                    fastssl::enqueue_avx512()};
 #endif
 #if defined(FASTSSL_HAVE_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    out[count++] = {"avx2", fastssl::ntxent_avx2(), fastssl::soft_targets_avx2()};
+    out[count++] = {"avx2", fastssl::ntxent_avx2(), fastssl::soft_targets_avx2(),
+                    fastssl::enqueue_avx2()};
 #endif
 #endif
-  out[count++] = {"baseline", fastssl::ntxent_baseline(), fastssl::soft_targets_baseline()};
+  out[count++] = {"baseline", fastssl::ntxent_baseline(), fastssl::soft_targets_baseline(),
+                  fastssl::enqueue_baseline()};
   return count;
 }
 
 std::atomic<const fastssl::NtxentKernels*> ntxent_kernels{nullptr};
 std::atomic<fastssl::SoftTargetsKernel> soft_targets_kernel{nullptr};
+std::atomic<fastssl::EnqueueKernel> enqueue_kernel{nullptr};
 
 }  // namespace
 
@@ -57,6 +63,7 @@ FASTSSL_API int fastssl_select_isa(const char* name) {
     if (std::strcmp(isa[i].name, name)) continue;
     ntxent_kernels.store(isa[i].ntxent);
     soft_targets_kernel.store(isa[i].soft_targets);
+    enqueue_kernel.store(isa[i].enqueue);
     return 0;
   }
   return 1;
@@ -89,4 +96,8 @@ FASTSSL_API int fastssl_ntxent_backward(const fastssl::NtxentBackward* call,
 
 FASTSSL_API int fastssl_soft_targets(int pass, const fastssl::SoftTargets* call) {
   return soft_targets_kernel.load()(pass, *call);
+}
+
+FASTSSL_API int fastssl_enqueue(const fastssl::Enqueue* call) {
+  return enqueue_kernel.load()(*call);
 }

@@ -73,7 +73,7 @@ def prototype_cross_entropy(
     return torch.ops.fastssl.prototype_cross_entropy(z, w, targets, scale, reduction, *keep)[0]
 
 
-def _chunked(backend, operands, scale: float, weight_N: Tensor | None, wants: tuple[bool, bool]):
+def _chunked(backend, operands, scale: float, weight_N: Tensor, wants: tuple[bool, bool]):
     """loss (N,), and of sum_i weight_i loss_i the gradients of z and w (empty unless wanted)."""
     z, w, targets_NC = operands
     dtype = _dtype(*operands)
