@@ -1,8 +1,8 @@
 """Soft-target cross entropy in Triton; grids and outputs are in launch.py.
 
-One program owns one row and walks it twice: the largest logits, then the sums (from the L2 cache the
-second time). The batch marginal belongs to programs that own columns and walk the rows, so that
-no sum depends on the order of the blocks. Exponents are in units of log 2.
+One program owns one row and walks it twice: the largest logits, then the sums, from the L2 cache.
+The batch marginal belongs to programs that own columns and walk the rows, so that no sum depends on
+the order of the blocks. Exponents are in units of log 2.
 """
 
 # shapes: N rows, C outputs, B outputs of a block, R rows of a block
