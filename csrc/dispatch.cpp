@@ -4,8 +4,10 @@
 #include <cstring>
 
 #include "contrast.h"
+#include "enqueue.h"
 #include "ntxent.h"
 #include "pool.h"
+#include "soft_targets.h"
 #include "threads.h"
 
 #define FASTSSL_API extern "C" __attribute__((visibility("default")))
@@ -16,7 +18,15 @@ struct Isa {
   const char* name;
   const fastssl::NtxentKernels* ntxent;
   const fastssl::ContrastKernels* contrast;
+  fastssl::SoftTargetsKernel soft_targets;
+  fastssl::EnqueueKernel enqueue;
 };
+
+#define FASTSSL_SET(isa)                                                                     \
+  Isa {                                                                                      \
+    #isa, fastssl::ntxent_##isa(), fastssl::contrast_##isa(), fastssl::soft_targets_##isa(), \
+        fastssl::enqueue_##isa()                                                             \
+  }
 
 // Best first; what the compiler could not build or the processor cannot run is not in it.
 int available(Isa* out) {
@@ -26,19 +36,21 @@ int available(Isa* out) {
 #if defined(FASTSSL_HAVE_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-    out[count++] = {"avx512", fastssl::ntxent_avx512(), fastssl::contrast_avx512()};
+    out[count++] = FASTSSL_SET(avx512);
 #endif
 #if defined(FASTSSL_HAVE_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    out[count++] = {"avx2", fastssl::ntxent_avx2(), fastssl::contrast_avx2()};
+    out[count++] = FASTSSL_SET(avx2);
 #endif
 #endif
-  out[count++] = {"baseline", fastssl::ntxent_baseline(), fastssl::contrast_baseline()};
+  out[count++] = FASTSSL_SET(baseline);
   return count;
 }
 
 std::atomic<const fastssl::NtxentKernels*> ntxent_kernels{nullptr};
 std::atomic<const fastssl::ContrastKernels*> contrast_kernels{nullptr};
+std::atomic<fastssl::SoftTargetsKernel> soft_targets_kernel{nullptr};
+std::atomic<fastssl::EnqueueKernel> enqueue_kernel{nullptr};
 
 }  // namespace
 
@@ -57,6 +69,8 @@ FASTSSL_API int fastssl_select_isa(const char* name) {
     if (std::strcmp(isa[i].name, name)) continue;
     ntxent_kernels.store(isa[i].ntxent);
     contrast_kernels.store(isa[i].contrast);
+    soft_targets_kernel.store(isa[i].soft_targets);
+    enqueue_kernel.store(isa[i].enqueue);
     return 0;
   }
   return 1;
@@ -93,4 +107,12 @@ FASTSSL_API int fastssl_contrast_forward(const fastssl::ContrastForward* call) {
 
 FASTSSL_API int fastssl_contrast_backward(const fastssl::ContrastBackward* call) {
   return contrast_kernels.load()->backward(*call);
+}
+
+FASTSSL_API int fastssl_soft_targets(int pass, const fastssl::SoftTargets* call) {
+  return soft_targets_kernel.load()(pass, *call);
+}
+
+FASTSSL_API int fastssl_enqueue(const fastssl::Enqueue* call) {
+  return enqueue_kernel.load()(*call);
 }
