@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastssl.kernels.ntxent.op import REDUCTIONS, ntxent
+from fastssl.kernels.ntxent.checks import REDUCTIONS
+from fastssl.kernels.ntxent.op import ntxent
 
 
 class NTXentLoss(nn.Module):

@@ -7,7 +7,6 @@ reference for every other device and wherever the compiled one is missing (which
 # shapes: N samples, V views, M = V * N rows, D embedding
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
@@ -18,10 +17,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fastssl.kernels import native as compiled
 from fastssl.kernels.ntxent import native, reference
+from fastssl.kernels.ntxent.checks import bad, check, check_temperature_value
 
-REDUCTIONS = ("mean", "sum", "none")
 CPU = torch.device("cpu")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _library = torch.library.Library("fastssl", "FRAGMENT")
 _library.define(
@@ -56,11 +54,11 @@ def ntxent(
     Source: Chen et al. 2020, arXiv:2002.05709, eq. 1.
     """
     if isinstance(views, Tensor):
-        raise _bad("views", "a list or tuple of at least two (N, D) tensors", "one tensor")
+        raise bad("views", "a list or tuple of at least two (N, D) tensors", "one tensor")
     views = list(views)
     for position, view in enumerate(views):
         if not isinstance(view, Tensor):
-            raise _bad(f"views[{position}]", "a tensor of shape (N, D)", type(view).__name__)
+            raise bad(f"views[{position}]", "a tensor of shape (N, D)", type(view).__name__)
     plain = _is_plain_eager(views)
     temperature = _as_tensor(temperature, views, reuse=plain)
     keep = torch.is_grad_enabled() and (
@@ -90,65 +88,20 @@ def _as_tensor(temperature: float | Tensor, views: list[Tensor], *, reuse: bool)
     if isinstance(temperature, Tensor):
         return temperature
     if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise _bad("temperature", "a float or a one-element tensor", type(temperature).__name__)
+        raise bad("temperature", "a float or a one-element tensor", type(temperature).__name__)
     device = views[0].device if views else CPU
     if reuse and device == CPU:
         return _constant(float(temperature))
-    _check_temperature_value(temperature)
+    check_temperature_value(temperature)
     return torch.full((), temperature, dtype=torch.float64, device=device)
 
 
 @lru_cache(maxsize=64)
 def _constant(temperature: float) -> Tensor:
     """One tensor for all calls with this temperature; nobody writes to it."""
-    _check_temperature_value(temperature)
+    check_temperature_value(temperature)
     with torch.inference_mode(False):  # what is made inside inference mode cannot be saved later
         return torch.full((), temperature, dtype=torch.float64)
-
-
-def _bad(argument: str, expected: str, received: object) -> ValueError:
-    return ValueError(f"ntxent: {argument} must be {expected}; received {received}")
-
-
-def _check_temperature_value(value: float) -> None:
-    if not math.isfinite(value) or abs(value) < 1e-8:
-        raise _bad("temperature", "finite and at least 1e-8 in magnitude", value)
-
-
-def _check(views: list[Tensor], temperature: Tensor, reduction: str) -> None:
-    if len(views) < 2:
-        raise _bad("views", "at least two (N, D) tensors", f"{len(views)}")
-    first = views[0]
-    shape, dtype, device = first.shape, first.dtype, first.device
-    for position, view in enumerate(views):
-        if len(view.shape) != 2:
-            raise _bad(f"views[{position}]", "2-D, (N, D)", f"shape {tuple(view.shape)}")
-        if view.shape != shape:
-            shapes = f"{tuple(view.shape)} beside {tuple(shape)}"
-            raise _bad(f"views[{position}]", "of the same shape as views[0]", shapes)
-        if view.dtype != dtype:
-            dtypes = f"{view.dtype} beside {dtype}"
-            raise _bad(f"views[{position}]", "of the same dtype as views[0]", dtypes)
-        if view.device != device:
-            devices = f"{view.device} beside {device}"
-            raise _bad(f"views[{position}]", "on the same device as views[0]", devices)
-    if dtype not in DTYPES:
-        raise _bad("views", "float16, bfloat16, float32 or float64", dtype)
-    if shape[0] < 1 or shape[1] < 1:
-        raise _bad("views", "non-empty, N >= 1 and D >= 1", f"shape {tuple(shape)}")
-    if reduction not in REDUCTIONS:
-        raise _bad("reduction", "one of 'mean', 'sum', 'none'", repr(reduction))
-    _check_temperature(temperature, first)
-
-
-def _check_temperature(temperature: Tensor, first: Tensor) -> None:
-    if temperature.numel() != 1:
-        raise _bad("temperature", "one number", f"shape {tuple(temperature.shape)}")
-    if not temperature.dtype.is_floating_point:
-        raise _bad("temperature", "of a floating dtype", temperature.dtype)
-    if temperature.device != first.device:
-        devices = f"{temperature.device} beside {first.device}"
-        raise _bad("temperature", "on the device of the views", devices)
 
 
 def _cpu_backend():
@@ -159,8 +112,8 @@ def _cpu_backend():
 def _cpu_forward(
     views: list[Tensor], temperature: Tensor, reduction: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check(views, temperature, reduction)
-    _check_temperature_value(temperature.item())
+    check(views, temperature, reduction)
+    check_temperature_value(temperature.item())
     return _cpu_backend().forward(views, temperature, reduction, keep)
 
 
@@ -183,7 +136,7 @@ def _cuda_backend():
 def _cuda_forward(
     views: list[Tensor], temperature: Tensor, reduction: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check(views, temperature, reduction)
+    check(views, temperature, reduction)
     return _cuda_backend().forward(views, temperature, reduction, keep)
 
 
@@ -194,7 +147,7 @@ def _cuda_backward(*arguments) -> tuple[Tensor, Tensor]:
 def _fake_forward(
     views: list[Tensor], temperature: Tensor, reduction: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check(views, temperature, reduction)
+    check(views, temperature, reduction)
     first = views[0]
     num_rows, embedding = len(views) * first.shape[0], first.shape[1]
     dtype = reference.accumulate_dtype(first.dtype)
@@ -234,7 +187,7 @@ class _EagerNTXent(torch.autograd.Function):
 def _setup_context(ctx, inputs, output) -> None:
     views, temperature, reduction, keep = inputs
     if not keep and (temperature.requires_grad or any(view.requires_grad for view in views)):
-        raise _bad("keep", "True where an input requires a gradient", keep)
+        raise bad("keep", "True where an input requires a gradient", keep)
     _, lse_M, rnorm_M, kept = output
     ctx.save_for_backward(*views, temperature, lse_M, rnorm_M, kept)
     ctx.reduction = reduction

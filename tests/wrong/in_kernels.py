@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.wrong.mutant import Mutant
 
+CHECKS = "kernels/ntxent/checks.py"
 NTXENT = "tests/kernels/test_ntxent.py"
 TEXTBOOK = "test_float64_equals_the_textbook_loops"
 BY_HAND = "test_the_references_hand_written_backward_is_autograds"
@@ -131,18 +132,19 @@ OPERATOR = (
         NTXENT,
     ),
     _op("op-temperature-gradient-loses-its-shape", ".reshape(temperature.shape)", "", NTXENT),
-    _op("op-tiny-temperature-accepted", "or abs(value) < 1e-8", "or value == 0", NTXENT),
+    _op("op-tiny-temperature-accepted", "1e-8 <= abs(value) <", "0 < abs(value) <", NTXENT, CHECKS),
     _op(
         "op-width-not-compared",
         "if view.shape != shape:",
         "if view.shape[0] != first.shape[0]:",
         NTXENT,
+        CHECKS,
     ),
-    _op("op-integers-accepted", "if dtype not in DTYPES:", "if False:", NTXENT),
+    _op("op-integers-accepted", "if dtype not in DTYPES:", "if False:", NTXENT, CHECKS),
     _op(
         "native-gradient-read-as-contiguous",
-        "grad.to(lse_M.dtype).contiguous()",
-        "grad.to(lse_M.dtype)",
+        "grad = grad.contiguous()",
+        "grad = grad",
         f"{NTXENT} tests/kernels/test_native.py",
         "kernels/ntxent/native.py",
     ),
