@@ -62,3 +62,23 @@ def _check_temperature(temperature: Tensor, first: Tensor) -> None:
     if temperature.device != first.device:
         devices = f"{temperature.device} beside {first.device}"
         raise bad("temperature", "on the device of the views", devices)
+
+
+def check_saved(
+    grad: Tensor, views: Sequence[Tensor], reduction: str, saved: Sequence[Tensor]
+) -> None:
+    """ValueError where a gradient, or what a forward pass saved, does not belong to this call."""
+    first = views[0]
+    rows = (len(views) * first.shape[0],)
+    exact = torch.float64 if first.dtype == torch.float64 else torch.float32
+    named = dict(zip(("grad", "lse", "rnorm", "kept"), (grad, *saved), strict=True))
+    shapes = {"grad": rows if reduction == "none" else (), "lse": rows, "rnorm": rows}
+    for name, tensor in named.items():
+        if name in shapes and tensor.shape != shapes[name]:
+            raise bad(name, f"of shape {shapes[name]}", f"shape {tuple(tensor.shape)}")
+        if name != "grad" and tensor.dtype != exact:
+            raise bad(name, f"of dtype {exact}", tensor.dtype)
+        if tensor.device != first.device:
+            raise bad(name, f"on {first.device}, as the views", tensor.device)
+    if named["kept"].dim() != 1:
+        raise bad("kept", "1-D", f"shape {tuple(named['kept'].shape)}")

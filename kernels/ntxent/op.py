@@ -13,11 +13,11 @@ from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fastssl.kernels import native as compiled
+from fastssl.kernels.eager import is_plain, is_transformed
 from fastssl.kernels.ntxent import native, reference
-from fastssl.kernels.ntxent.checks import bad, check, check_temperature_value
+from fastssl.kernels.ntxent.checks import bad, check, check_saved, check_temperature_value
 
 CPU = torch.device("cpu")
 
@@ -46,7 +46,8 @@ def ntxent(
 
     Returns:
         () or (M,) in float32 (float64 for float64 input); row v * N + n is sample n in view v.
-        With V > 2 the positives of a row are averaged outside the logarithm.
+        With V > 2 the positives of a row are averaged outside the logarithm. ``torch.func``
+        transforms, ``vmap`` and forward-mode AD are answered by the formula in plain torch.
 
     Raises:
         ValueError: an argument does not fit; the message names it.
@@ -59,8 +60,11 @@ def ntxent(
     for position, view in enumerate(views):
         if not isinstance(view, Tensor):
             raise bad(f"views[{position}]", "a tensor of shape (N, D)", type(view).__name__)
-    plain = _is_plain_eager(views)
+    plain = is_plain([*views, temperature] if isinstance(temperature, Tensor) else views)
     temperature = _as_tensor(temperature, views, reuse=plain)
+    if not plain and is_transformed():
+        check(views, temperature, reduction)
+        return reference.ntxent(views, temperature, reduction)
     keep = torch.is_grad_enabled() and (
         temperature.requires_grad or any(view.requires_grad for view in views)
     )
@@ -69,19 +73,6 @@ def ntxent(
     if keep:
         return _EagerNTXent.apply(temperature, reduction, *views)
     return _backend(FORWARDS, views)(views, temperature, reduction, keep)[0]
-
-
-def _is_plain_eager(views: list[Tensor]) -> bool:
-    """Whether nothing but this operator needs to see the call: then it goes to its backend at once.
-
-    A dispatcher call of a Python operator with a list of tensors costs about 28 us in each
-    direction, ``register_autograd`` about 60 more: at M = 64 several times the kernel.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and all(type(view) in (Tensor, torch.nn.Parameter) for view in views)
-        and _get_current_dispatch_mode() is None
-    )
 
 
 def _as_tensor(temperature: float | Tensor, views: list[Tensor], *, reuse: bool) -> Tensor:
@@ -101,7 +92,7 @@ def _constant(temperature: float) -> Tensor:
     """One tensor for all calls with this temperature; nobody writes to it."""
     check_temperature_value(temperature)
     with torch.inference_mode(False):  # what is made inside inference mode cannot be saved later
-        return torch.full((), temperature, dtype=torch.float64)
+        return torch.full((), temperature, dtype=torch.float64, device=CPU)
 
 
 def _cpu_backend():
@@ -144,6 +135,26 @@ def _cuda_backward(*arguments) -> tuple[Tensor, Tensor]:
     return _cuda_backend().backward(*arguments)
 
 
+def _composite_forward(
+    views: list[Tensor], temperature: Tensor, reduction: str, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check(views, temperature, reduction)
+    return reference.forward(views, temperature, reduction, keep)
+
+
+def _checked(backward: Callable) -> Callable:
+    """For whoever calls the raw operator: autograd's own calls need no check."""
+
+    def checked(
+        grad: Tensor, views: list[Tensor], temperature: Tensor, reduction: str, *saved: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        check(views, temperature, reduction)
+        check_saved(grad, views, reduction, saved)
+        return backward(grad, views, temperature, reduction, *(x.contiguous() for x in saved))
+
+    return checked
+
+
 def _fake_forward(
     views: list[Tensor], temperature: Tensor, reduction: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -161,7 +172,11 @@ def _fake_forward(
     return loss, lse_M, torch.empty_like(lse_M), kept
 
 
-def _fake_backward(grad: Tensor, views: list[Tensor], *_saved) -> tuple[Tensor, Tensor]:
+def _fake_backward(
+    grad: Tensor, views: list[Tensor], temperature: Tensor, reduction: str, *saved: Tensor
+) -> tuple[Tensor, Tensor]:
+    check(views, temperature, reduction)
+    check_saved(grad, views, reduction, saved)
     first = views[0]
     dz_MD = first.new_empty(len(views) * first.shape[0], first.shape[1])
     return dz_MD, first.new_empty((), dtype=reference.accumulate_dtype(first.dtype))
@@ -180,7 +195,9 @@ class _EagerNTXent(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        dviews, dtemperature = _gradients(ctx, grad, _backend(BACKWARDS, (grad,)))
+        operator = torch.ops.fastssl.ntxent_backward.default
+        backward = _backend(BACKWARDS, (grad,)) if is_plain((grad,)) else operator
+        dviews, dtemperature = _gradients(ctx, grad, backward)
         return dtemperature, None, *dviews
 
 
@@ -207,8 +224,9 @@ def _gradients(
     ctx, grad: Tensor, backward: Callable
 ) -> tuple[Sequence[Tensor | None], Tensor | None]:
     *views, temperature, lse_M, rnorm_M, kept = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph: a second derivative may be asked for
-        return _differentiable_gradients(views, temperature, ctx.reduction, grad)
+    if torch.is_grad_enabled() or is_transformed() or not torch._C._has_storage(grad):
+        # create_graph, or a batch of gradients at once (which has no memory)
+        return _formula_gradients(views, temperature, ctx.reduction, grad)
     saved = (lse_M, rnorm_M, kept)
     dz_MD, dtau = backward(grad, views, temperature, ctx.reduction, *saved)
     learnt = temperature.requires_grad
@@ -216,22 +234,27 @@ def _gradients(
     return dz_MD.chunk(len(views)), dtemperature
 
 
-def _differentiable_gradients(
+def _formula_gradients(
     views: list[Tensor], temperature: Tensor, reduction: str, grad: Tensor
 ) -> tuple[list[Tensor | None], Tensor | None]:
-    """The formula's own gradients, kept differentiable (materialises M x M)."""
-    inputs = [*views, temperature]
-    asked = [tensor for tensor in inputs if tensor.requires_grad]
-    loss = reference.ntxent(views, temperature, reduction)
-    found = iter(torch.autograd.grad(loss, asked, grad, create_graph=True))
-    *dviews, dtemperature = [next(found) if x.requires_grad else None for x in inputs]
+    """The formula's own gradients, differentiable if asked (materialises M x M).
+
+    They are taken at aliases: one tensor may be several inputs, or be computed from another.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad(), reference.own_precision(views[0]):
+        aliases = [tensor.view_as(tensor) for tensor in (*views, temperature)]
+        asked = [alias for alias in aliases if alias.requires_grad]
+        loss = reference.ntxent(aliases[:-1], aliases[-1], reduction)
+        found = iter(torch.autograd.grad(loss, asked, grad, create_graph=again))
+    *dviews, dtemperature = [next(found) if x.requires_grad else None for x in aliases]
     return dviews, dtemperature
 
 
 FORWARDS: dict[str, Callable] = {
     "CPU": _cpu_forward,
     "CUDA": _cuda_forward,
-    "CompositeExplicitAutograd": reference.forward,
+    "CompositeExplicitAutograd": _composite_forward,
 }
 BACKWARDS: dict[str, Callable] = {
     "CPU": _cpu_backward,
@@ -250,7 +273,7 @@ def _register() -> None:
     for key, function in FORWARDS.items():
         _library.impl("ntxent", function, key)
     for key, function in BACKWARDS.items():
-        _library.impl("ntxent_backward", function, key)
+        _library.impl("ntxent_backward", _checked(function), key)
     torch.library.register_fake("fastssl::ntxent", _fake_forward, lib=_library)
     torch.library.register_fake("fastssl::ntxent_backward", _fake_backward, lib=_library)
     torch.library.register_autograd(
