@@ -17,7 +17,8 @@ class NTXentLoss(nn.Module):
     logits is handed to autograd.
 
     Args:
-        temperature: finite and non-zero. A float, or a one-element ``nn.Parameter`` to learn it.
+        temperature: finite and non-zero. A float; a one-element ``nn.Parameter`` to learn it; or a
+            one-element tensor, which becomes a buffer: it follows ``.to()``, and is not saved.
         reduction: "mean" (over V * N rows), "sum" or "none".
 
     Example:
@@ -34,11 +35,17 @@ class NTXentLoss(nn.Module):
             raise ValueError(
                 f"NTXentLoss: reduction must be one of {REDUCTIONS}; received {reduction!r}"
             )
-        self.temperature = temperature
+        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
+            self.register_buffer("temperature", temperature, persistent=False)
+        else:
+            self.temperature = temperature
         self.reduction = reduction
 
     def forward(self, *views_ND: Tensor) -> Tensor:
-        """Loss of two or more (N, D) views: () or, with reduction "none", (V * N,)."""
+        """Loss of two or more (N, D) views: () or, with reduction "none", (V * N,).
+
+        Views are given by position: lightly's keywords ``out0`` and ``out1`` are not taken.
+        """
         return ntxent(views_ND, self.temperature, reduction=self.reduction)
 
     def extra_repr(self) -> str:
