@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import subprocess
 import sys
@@ -137,6 +138,26 @@ def test_not_a_number_in_one_row_is_seen_and_does_not_hang():
     loss_M, dz_MD, _ = run(views, 0.1)
     assert loss_M.isnan().all()  # the row is everybody's negative
     assert dz_MD.isnan().any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the flag is Linux's")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rows_more_than_2_to_the_31_elements_apart_are_read_in_place(transposed):
+    """Memory that nobody touches costs nothing: 12 GiB are mapped, some pages of them used."""
+    step, num_samples, embedding, no_reserve = 2**31, 3, 24, 0x4000
+    if transposed:
+        num_samples, embedding = embedding, num_samples
+    numel = step * 2 + 64
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    memory = torch.frombuffer(mmap.mmap(-1, 2 * numel, flags=flags), dtype=torch.bfloat16)
+    strides = (1, step) if transposed else (step, 1)
+    apart = torch.as_strided(memory, (num_samples, embedding), strides)
+    dense = spec.Sample("apart", num_samples, embedding).views(torch.bfloat16)
+    apart.copy_(dense[0])
+    assert apart.data_ptr() == memory.data_ptr() and torch.equal(apart, dense[0])
+    found, expected = run([apart, dense[1]], 0.1), run(dense, 0.1)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert Judge(dense, 0.1, "none")(*found) == ""
 
 
 def test_it_works_without_torchs_openmp():
