@@ -121,7 +121,8 @@ def pooled_empty(loaded: ctypes.CDLL, numel: int, dtype: torch.dtype) -> torch.T
     """
     size = numel * dtype.itemsize
     if size < POOLED_BYTES:
-        return torch.zeros(numel, dtype=dtype)  # equal calls give equal outputs, gaps included
+        # zeros: equal calls give equal outputs, gaps included
+        return torch.zeros(numel, dtype=dtype, device="cpu")
     address = loaded.fastssl_acquire(size)
     if not address:
         raise MemoryError(f"fastssl: no memory for {size:,} bytes")

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastssl.kernels.ntxent.op import REDUCTIONS, ntxent
+from fastssl.kernels.ntxent.checks import REDUCTIONS
+from fastssl.kernels.ntxent.op import ntxent
 from fastssl.losses.arguments import bad
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
 from fastssl.losses.multicrop import multi_crop_terms
@@ -21,7 +22,8 @@ class NTXentLoss(nn.Module):
     logits is handed to autograd.
 
     Args:
-        temperature: finite and non-zero. A float, or a one-element ``nn.Parameter`` to learn it.
+        temperature: finite and non-zero. A float; a one-element ``nn.Parameter`` to learn it; or a
+            one-element tensor, which becomes a buffer: it follows ``.to()``, and is not saved.
         reduction: "mean" (over V * N rows), "sum" or "none".
         options: margin, smoothing, tau_plus (debiased), beta (hard negatives); two views alone.
 
@@ -45,13 +47,17 @@ class NTXentLoss(nn.Module):
             raise ValueError(
                 f"NTXentLoss: reduction must be one of {REDUCTIONS}; received {reduction!r}"
             )
-        self.temperature = temperature
+        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
+            self.register_buffer("temperature", temperature, persistent=False)
+        else:
+            self.temperature = temperature
         self.reduction = reduction
         self.options = options
 
     def forward(self, *views_ND: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         """Loss of two or more (N, D) views: () or, with reduction "none", (V * N,).
 
+        Views are given by position: lightly's keywords ``out0`` and ``out1`` are not taken.
         With two views, ``sample_ids`` (N,) takes the rows of one id out of each other's
         negatives; the own partner stays.
         """
