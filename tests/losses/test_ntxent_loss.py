@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastssl.kernels.ntxent.op import ntxent
 from fastssl.losses import NTXentLoss
 
 
@@ -42,6 +43,15 @@ def test_the_module_copies_prints_and_has_no_state():
     loss_fn = copy.deepcopy(NTXentLoss(0.2, reduction="sum"))
     assert repr(loss_fn) == "NTXentLoss(temperature=0.2, reduction='sum')"
     assert loss_fn.state_dict() == {}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_module_reduces_as_the_operator_does(reduction):
+    torch.manual_seed(0)
+    z = torch.randn(2, 7, 5).unbind(0)
+    expected = ntxent(z, 0.1, reduction=reduction)
+    assert torch.equal(NTXentLoss(0.1, reduction=reduction)(*z), expected)
+    assert expected.shape == ((14,) if reduction == "none" else ())
 
 
 def test_an_unknown_reduction_is_refused_when_built():
