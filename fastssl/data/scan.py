@@ -47,13 +47,13 @@ def scan(
 ) -> Scan:
     """Checks the header of every file below ``root`` that is named like an image.
 
-    With ``budget_s`` it only looks around: at most that long for the names, then for the headers.
+    With ``budget_s`` it only looks around: that long at most for the names, half of it for headers.
     """
     folder = os.fspath(root)
     candidates, closed, complete = find_images(folder, until=_deadline(budget_s))
     known = _read_cache(cache_dir)
     verdicts: list[Header | str] = []
-    until = _deadline(budget_s)
+    until = _deadline(budget_s and budget_s / 2)
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         while len(verdicts) < len(candidates) and time.monotonic() < until:
             some = candidates[len(verdicts) : len(verdicts) + _AT_A_TIME]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fastssl.data import scan as scanning
 from fastssl.evaluate import main as evaluate
 from fastssl.recipes.assess import RECORDS
 from fastssl.train import main
@@ -70,6 +72,15 @@ def test_dry_run_names_the_loader(photos, capsys):
     assert main(["--data", str(photos), *SMALL, "--dry-run"]) == 0
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("data loader")]
     assert "dali" in line.lower()
+
+
+def test_dry_run_only_glances_at_a_large_folder(photos, capsys, monkeypatch):
+    check = scanning.check
+    monkeypatch.setattr(scanning, "check", lambda path: time.sleep(0.1) or check(path))
+    monkeypatch.setattr(scanning, "_AT_A_TIME", 4)
+    assert main(["--data", str(photos), *SMALL, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "81 samples" in told and "were looked at; training looks at all" in told
 
 
 @pytest.mark.parametrize("readout", ["knn", "linear"])
