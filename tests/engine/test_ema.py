@@ -112,7 +112,10 @@ def test_schedules_are_the_papers():
         (lambda: EMA(net(), buffers="drop"), "buffers .* received 'drop'"),
         (lambda: EMA(net()).update(net(), momentum=1.1), r"momentum .* received 1.1"),
         (lambda: EMA(net()).update(net()[0], momentum=0.9), "source: .*parameter"),
-        (lambda: EMA(net()[0]).update(nn.Linear(3, 5), momentum=0.9), "source: .*2 differ: bias, weight"),
+        (
+            lambda: EMA(net()[0]).update(nn.Linear(3, 5), momentum=0.9),
+            "source: .*2 differ: bias, weight",
+        ),
         (lambda: cosine_momentum(0, base=2.0, total=1), "base .* received 2.0"),
         (lambda: constant_momentum(0, base=0.9, total=0), "total"),
     ],
