@@ -19,6 +19,9 @@ class NTXentLoss(nn.Module):
         temperature: finite and non-zero. A float, or a one-element ``nn.Parameter`` to learn it.
         reduction: "mean" (over V * N rows), "sum" or "none".
 
+    In a child forked after its parent computed with several threads it hangs, as torch does: use
+    "spawn", or call ``torch.set_num_threads(1)`` first in the child.
+
     Example:
         >>> import torch
         >>> from fastssl.losses import NTXentLoss
