@@ -24,18 +24,18 @@ from fastssl.engine.environment import arithmetic
 from fastssl.engine.faults import fault
 from fastssl.engine.guard import Guard
 from fastssl.engine.optim import build_optimizer, learning_rate
-from fastssl.engine.plan import accumulation_note, total_steps
+from fastssl.engine.plan import accumulation_note, readout_interval, total_steps
 from fastssl.engine.progress import Progress, Stopwatch
 from fastssl.engine.protocols import BatchIterator, Readout, Source
 from fastssl.engine.readout import features_fn, observing, run_readouts
 from fastssl.engine.run_folder import RunFolder
 from fastssl.engine.signals import EXIT_CODES, StopSignals
-from fastssl.engine.sinks import JsonLines, Sink, TensorBoard, last_values
+from fastssl.engine.sinks import JsonLines, Sink, last_values
 from fastssl.engine.state import capture, fingerprint, restore
 from fastssl.engine.step import StepResult, TrainStep, place, place_views
+from fastssl.engine.trackers import open_trackers
 
 _MONITORS_PER_RUN = 20
-_READOUTS_PER_RUN = 5
 _MONITORED_SAMPLES = 256
 # Early numbers say nothing: warnings start after this share of the run.
 _WARN_AFTER = 0.1
@@ -75,8 +75,11 @@ def fit(
     device: torch.device,
     readouts: Sequence[Readout] = (),
     console: Console,
+    stop: StopSignals,
 ) -> FitResult:
     """Train ``method`` on ``source`` in place, from scratch or from the run's newest checkpoint.
+
+    ``stop`` (entered by the caller) ends it after the step in which a signal arrives.
 
     Raises:
         ValueError: settings that cannot be run, or a run whose checkpoints are all unusable.
@@ -86,7 +89,6 @@ def fit(
     total = total_steps(source, config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(compile_caches(run.cache, compiling=config.compile))
-        stop = stack.enter_context(StopSignals())
         training = _Training(method, source, config, total, run, device, readouts, console)
         stack.callback(training.close)
         training.start()
@@ -151,9 +153,7 @@ class _Training:
             self.console.line(f"negatives come {accumulation_note(config)}")
         self.sinks.append(JsonLines(self.run.metrics_file, keep_through=self.step))
         self.metrics, self.scores = last_values(self.run.metrics_file)
-        if config.tensorboard:
-            folder = self.run.path / "tensorboard"
-            self.sinks.append(TensorBoard(folder, keep_through=self.step))
+        self.sinks += open_trackers(config, self.run, keep_through=self.step)
         if self.step < self.total:
             self.batches = self.source.batches(
                 batch_size=config.batch_size,
@@ -225,8 +225,7 @@ class _Training:
 
     def read_out(self) -> None:
         """The caller's readouts, ``readout_every`` steps apart and at the end."""
-        every = self.config.readout_every or max(1, self.total // _READOUTS_PER_RUN)
-        if not self.readouts or not self._due(every):
+        if not self.readouts or not self._due(readout_interval(self.config, self.total)):
             return
         self.scores = run_readouts(
             self.method, self.readouts, device=self.device, precision=self.config.precision

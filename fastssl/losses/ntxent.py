@@ -27,6 +27,9 @@ class NTXentLoss(nn.Module):
         reduction: "mean" (over V * N rows), "sum" or "none".
         options: margin, smoothing, tau_plus (debiased), beta (hard negatives); two views alone.
 
+    In a child forked after its parent computed with several threads it hangs, as torch does: use
+    "spawn", or call ``torch.set_num_threads(1)`` first in the child.
+
     Example:
         >>> import torch
         >>> from fastssl.losses import NTXentLoss

@@ -18,7 +18,7 @@ from fastssl.kernels.contrast import reference
 from fastssl.kernels.contrast.backends import BACKENDS, FAKES, implementations
 from fastssl.kernels.contrast.checks import Pairs, bad, check, scale_tensor
 from fastssl.kernels.contrast.reference import Ids
-from fastssl.kernels.transforms import is_transformed
+from fastssl.kernels.eager import is_transformed
 
 _IDS = "Tensor? q_label, Tensor? k_label, Tensor? q_row, Tensor? k_row, str keep"
 _library = torch.library.Library("fastssl", "FRAGMENT")

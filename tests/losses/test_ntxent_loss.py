@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastssl.kernels.ntxent.op import ntxent
 from fastssl.losses import NTXentLoss
 
 
@@ -78,6 +79,15 @@ def test_a_compiled_schedule_is_refused_at_a_bad_temperature():
         loss_fn.temperature = temperature
         with pytest.raises(ValueError, match="^ntxent: temperature"):
             compiled(z, z)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_module_reduces_as_the_operator_does(reduction):
+    torch.manual_seed(0)
+    z = torch.randn(2, 7, 5).unbind(0)
+    expected = ntxent(z, 0.1, reduction=reduction)
+    assert torch.equal(NTXentLoss(0.1, reduction=reduction)(*z), expected)
+    assert expected.shape == ((14,) if reduction == "none" else ())
 
 
 def test_an_unknown_reduction_is_refused_when_built():
