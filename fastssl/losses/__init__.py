@@ -1,5 +1,6 @@
 """Drop-in losses: thin modules over fused kernels. Needs torch and numpy, nothing else."""
 
+from fastssl.losses.cached import CachedStep
 from fastssl.losses.ntxent import NTXentLoss
 
-__all__ = ["NTXentLoss"]
+__all__ = ["CachedStep", "NTXentLoss"]

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastssl.kernels.contrast.checks import Pairs
-from fastssl.losses import NTXentLoss
+from fastssl.losses import CachedStep, NTXentLoss
 from fastssl.losses import distributed as layer
 from fastssl.losses.ntxent import gathered_ntxent
 
@@ -126,3 +126,27 @@ def refusal(call: str) -> str:
 def second_derivative(rows: Tensor, z: Tensor) -> None:
     (first,) = torch.autograd.grad(rows.square().sum(), z, create_graph=True)
     first.sum().backward()
+
+
+def cached_steps(x_VNI: Tensor, counts: list[int], micro_batch: int) -> dict[str, Tensor]:
+    """Weights after three cached steps of a DDP encoder over a group's loss."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    model = DistributedDataParallel(small_encoder())
+    step = CachedStep(model, NTXentLoss(0.3, group=dist.group.WORLD), micro_batch=micro_batch)
+    train_small(model, lambda: step(*(own(x, counts) for x in x_VNI)))
+    return {name: w.detach() for name, w in model.module.named_parameters()}
+
+
+def small_encoder() -> torch.nn.Module:
+    torch.manual_seed(4)
+    nn = torch.nn
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+
+
+def train_small(model: torch.nn.Module, backward) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        backward()
+        optimizer.step()

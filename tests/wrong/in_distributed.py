@@ -1,4 +1,4 @@
-"""Bugs in what ranks exchange."""
+"""Bugs in what ranks exchange, and in the two passes of a cached step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from tests.wrong.mutant import Mutant
 LAYER = "fastssl/losses/distributed.py"
 ONE_BATCH = "tests/distributed/test_one_batch.py"
 TRAINED = f"{ONE_BATCH}::test_ranks_train_like_one_process_on_the_whole_batch"
+CACHED = "fastssl/losses/cached.py"
+CACHED_TESTS = "tests/losses/test_cached.py"
 UNEQUAL = f"{ONE_BATCH}::test_parts_of_unequal_size_are_weighted_exactly"
 
 MUTANTS = (
@@ -51,5 +53,19 @@ MUTANTS = (
         "first = sum(counts[: dist.get_rank(group)])",
         "first = 0",
         (f"{TRAINED}[two-NTXent-gather]",),
+    ),
+    Mutant(
+        "cached-step-draws-anew",
+        CACHED,
+        "            torch.set_rng_state(on_cpu)\n",
+        "",
+        (f"{CACHED_TESTS}::test_the_gradients_of_one_big_batch_with_dropout",),
+    ),
+    Mutant(
+        "cached-step-counts-the-first-pass",
+        CACHED,
+        "            buffer.copy_(saved)",
+        "            pass",
+        (f"{CACHED_TESTS}::test_running_statistics_move_once",),
     ),
 )
