@@ -1,5 +1,6 @@
 """Drop-in losses: thin modules over fused kernels. Needs torch and numpy, nothing else."""
 
+from fastssl.losses.cached import CachedStep
 from fastssl.losses.cissl import CISSLLoss, cissl_loss
 from fastssl.losses.clip import CLIPLoss, clip_loss
 from fastssl.losses.dcl import DCLLoss, DCLWLoss, dcl_loss, dclw_loss
@@ -19,6 +20,7 @@ from fastssl.losses.swav import SwAVLoss, sinkhorn
 __all__ = [
     "CISSLLoss",
     "CLIPLoss",
+    "CachedStep",
     "ContrastiveMetrics",
     "DCLLoss",
     "DCLWLoss",

@@ -1,17 +1,26 @@
 """SimCLR's loss as a module (Chen et al. 2020, arXiv:2002.05709, eq. 1)."""
 
-# shapes: N samples, D embedding, V views
+# shapes: N samples, D embedding, V views, M = V * N rows
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor, nn
 
 from fastssl.kernels.ntxent.checks import REDUCTIONS
 from fastssl.kernels.ntxent.op import ntxent
-from fastssl.losses.arguments import bad
+from fastssl.losses.arguments import bad, check_reduction, check_same_shape, scale_of
+from fastssl.losses.denominators import unit_rows
+from fastssl.losses.distributed import gathered_symmetric, mean_over_ranks
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
 from fastssl.losses.multicrop import multi_crop_terms
 from fastssl.losses.options import PLAIN, Options
 from fastssl.losses.two_views import two_view_terms
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class NTXentLoss(nn.Module):
@@ -26,6 +35,8 @@ class NTXentLoss(nn.Module):
             one-element tensor, which becomes a buffer: it follows ``.to()``, and is not saved.
         reduction: "mean" (over V * N rows), "sum" or "none".
         options: margin, smoothing, tau_plus (debiased), beta (hard negatives); two views alone.
+        group: ranks whose batches are one batch: the rows of all of them are negatives. None: the
+            local rows alone. See ``gathered_ntxent`` for the loss and gradient that a rank gets.
 
     In a child forked after its parent computed with several threads it hangs, as torch does: use
     "spawn", or call ``torch.set_num_threads(1)`` first in the child.
@@ -44,6 +55,7 @@ class NTXentLoss(nn.Module):
         *,
         reduction: str = "mean",
         options: Options | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
@@ -56,6 +68,9 @@ class NTXentLoss(nn.Module):
             self.temperature = temperature
         self.reduction = reduction
         self.options = options
+        self.group = group
+        if group is not None and options not in (None, PLAIN):
+            raise bad("NTXentLoss", "options", "None with a group", options)
 
     def forward(self, *views_ND: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         """Loss of two or more (N, D) views: () or, with reduction "none", (V * N,).
@@ -64,6 +79,12 @@ class NTXentLoss(nn.Module):
         With two views, ``sample_ids`` (N,) takes the rows of one id out of each other's
         negatives; the own partner stays.
         """
+        if self.group is not None:
+            if sample_ids is not None:
+                raise bad("NTXentLoss", "sample_ids", "None with a group", "ids")
+            return gathered_ntxent(
+                views_ND, self.temperature, reduction=self.reduction, group=self.group
+            )
         if sample_ids is None and self.options in (None, PLAIN):
             return ntxent(views_ND, self.temperature, reduction=self.reduction)
         return self._terms(views_ND, sample_ids).reduced(self.reduction)
@@ -88,3 +109,44 @@ class NTXentLoss(nn.Module):
     def extra_repr(self) -> str:
         options = "" if self.options is None else f", options={self.options}"
         return f"temperature={self.temperature}, reduction={self.reduction!r}{options}"
+
+
+def gathered_ntxent(
+    views: Sequence[Tensor],
+    temperature: float | Tensor = 0.1,
+    *,
+    reduction: str = "mean",
+    group: ProcessGroup,
+) -> Tensor:
+    """NT-Xent whose negatives are the rows of all ranks of ``group``, exact after DDP's averaging.
+
+    Args:
+        views: V >= 2 tensors (N, D) of raw embeddings, this rank's share of the global batch. N may
+            differ from rank to rank (drop nothing), V and D may not.
+        temperature: as ``ntxent``; the same on all ranks.
+        reduction: "mean" over the LOCAL rows (ragged: weighted, so that the ranks' average is the
+            global mean), "sum" of them or "none".
+        group: every rank of it takes part, in forward and backward.
+
+    Returns:
+        () or (M,). The gradient is that of the SUM of all ranks' losses with respect to what this
+        rank holds: averaged over ranks, as DDP does with the gradients of parameters (a learnt
+        temperature among them), it is the gradient of the global mean.
+
+    Raises:
+        ValueError: an argument or the group does not fit; the message names it.
+    """
+    check_reduction("NTXentLoss", reduction)
+    if isinstance(views, Tensor) or len(views) < 2:
+        received = "one tensor" if isinstance(views, Tensor) else len(views)
+        raise bad("NTXentLoss", "views", "at least two (N, D) tensors", received)
+    check_same_shape("NTXentLoss", **{f"views[{v}]": view for v, view in enumerate(views)})
+    z_MD = torch.cat([unit_rows(view) for view in views])
+    scale = scale_of("NTXentLoss", temperature, views[0])
+    z_VND = z_MD.unflatten(0, (len(views), -1))
+    other_views_VND = z_VND.sum(dim=0) - z_VND
+    positive_M = (z_VND * other_views_VND).sum(dim=2).flatten() / (len(views) - 1)
+    loss_M = gathered_symmetric(z_MD, scale, group=group, bound=1.0).rows - scale * positive_M
+    if reduction == "mean":
+        return mean_over_ranks(loss_M, group=group)
+    return loss_M.sum() if reduction == "sum" else loss_M

@@ -1,0 +1,71 @@
+"""Bugs in what ranks exchange, and in the two passes of a cached step."""
+
+from __future__ import annotations
+
+from tests.wrong.mutant import Mutant
+
+LAYER = "fastssl/losses/distributed.py"
+ONE_BATCH = "tests/distributed/test_one_batch.py"
+TRAINED = f"{ONE_BATCH}::test_ranks_train_like_one_process_on_the_whole_batch"
+CACHED = "fastssl/losses/cached.py"
+CACHED_TESTS = "tests/losses/test_cached.py"
+UNEQUAL = f"{ONE_BATCH}::test_parts_of_unequal_size_are_weighted_exactly"
+
+MUTANTS = (
+    Mutant(
+        "what-rows-do-in-the-denominators-of-others-is-left-out",
+        LAYER,
+        "g_other, lse_other = theirs or (nothing, nothing)",
+        "g_other, lse_other = nothing, nothing",
+        (f"{TRAINED}[two-NTXent-gather]",),
+    ),
+    Mutant(
+        "scale-gradient-counted-twice",
+        LAYER,
+        "(dscale / 2).to(scale.dtype)",
+        "dscale.to(scale.dtype)",
+        (f"{TRAINED}[two-SupCon-gather]",),
+    ),
+    Mutant(
+        "ring-forgets-the-blocks-before",
+        LAYER,
+        "torch.logaddexp(merged[0], rows)",
+        "rows",
+        (f"{TRAINED}[two-CLIP-ring]",),
+    ),
+    Mutant(
+        "sum-over-ranks-keeps-its-gradient-at-home",
+        LAYER,
+        "return _reduced(grad, ctx.group), None",
+        "return grad, None",
+        (f"{TRAINED}[two-Marginal-gather]",),
+    ),
+    Mutant(
+        "local-mean-of-unequal-parts",
+        LAYER,
+        "loss_M.sum() * (len(counts) / sum(counts))",
+        "loss_M.mean()",
+        (f"{UNEQUAL}[CLIP-gather]",),
+    ),
+    Mutant(
+        "self-pairs-of-other-ranks",
+        LAYER,
+        "first = sum(counts[: dist.get_rank(group)])",
+        "first = 0",
+        (f"{TRAINED}[two-NTXent-gather]",),
+    ),
+    Mutant(
+        "cached-step-draws-anew",
+        CACHED,
+        "            torch.set_rng_state(on_cpu)\n",
+        "",
+        (f"{CACHED_TESTS}::test_the_gradients_of_one_big_batch_with_dropout",),
+    ),
+    Mutant(
+        "cached-step-counts-the-first-pass",
+        CACHED,
+        "            buffer.copy_(saved)",
+        "            pass",
+        (f"{CACHED_TESTS}::test_running_statistics_move_once",),
+    ),
+)
