@@ -243,6 +243,21 @@ def test_float32_is_near_float64_at_every_temperature(module, temperature):
         assert (got - right).abs().max() <= 2e-5 / temperature * right.abs().max() + 1e-7
 
 
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_extreme_norms_do_not_overflow(module, scale):
+    z0, z1 = (torch.randn(2, 10, 16) * scale).unbind(0)
+    huge = [z.clone().requires_grad_() for z in (z0, z1)]
+    exact = [z.double().requires_grad_() for z in (z0, z1)]
+    loss, truth = ask(module(0.2), *huge), ask(module(0.2), *exact)
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-5)
+    found, expected = torch.autograd.grad(loss, huge), torch.autograd.grad(truth, exact)
+    for got, right in zip(found, expected, strict=True):
+        size = right.abs().max().clamp_max(torch.finfo(torch.float32).max)
+        assert torch.isfinite(got).all()
+        assert (got - right).abs().max() <= 1e-4 * size + 1e-37
+
+
 @pytest.mark.parametrize("shape", [(2, 3), (16, 32), (33, 128)])
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
 def test_dcl_and_dclw_are_lightlys(shape, temperature):
