@@ -53,9 +53,19 @@ class _Widened(torch.autograd.Function):
     A zero row's gradient is divided by EPS, which float16 cannot hold.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, h_ND: Tensor) -> Tensor:
+    def forward(h_ND: Tensor) -> Tensor:
         return h_ND.float()
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def jvp(ctx, tangent_ND: Tensor) -> Tensor:
+        return tangent_ND.float()
 
     @staticmethod
     def backward(ctx, grad_ND: Tensor) -> Tensor:

@@ -243,20 +243,32 @@ def test_float32_is_near_float64_at_every_temperature(module, temperature):
         assert (got - right).abs().max() <= 2e-5 / temperature * right.abs().max() + 1e-7
 
 
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_extreme_norms_do_not_overflow(module, scale):
+    z0, z1 = (torch.randn(2, 10, 16) * scale).unbind(0)
+    huge = [z.clone().requires_grad_() for z in (z0, z1)]
+    exact = [z.double().requires_grad_() for z in (z0, z1)]
+    loss, truth = ask(module(0.2), *huge), ask(module(0.2), *exact)
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-5)
+    found, expected = torch.autograd.grad(loss, huge), torch.autograd.grad(truth, exact)
+    for got, right in zip(found, expected, strict=True):
+        size = right.abs().max().clamp_max(torch.finfo(torch.float32).max)
+        assert torch.isfinite(got).all()
+        assert (got - right).abs().max() <= 1e-4 * size + 1e-37
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")  # lightly's weight
 @pytest.mark.parametrize("shape", [(2, 3), (16, 32), (33, 128)])
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
 def test_dcl_and_dclw_are_lightlys(shape, temperature):
     from lightly.loss import DCLLoss as LightlyDCL
+    from lightly.loss import DCLWLoss as LightlyDCLW
 
     z0, z1 = leaf(*shape), leaf(*shape)
-
-    def weight(out0, out1):
-        """lightly's own re-wraps a tensor with a warning; the formula is its."""
-        return 2 - len(out0) * ((out0 * out1).sum(1).detach() / 0.5).softmax(0)
-
     for ours, theirs in (
         (losses.DCLLoss(temperature), LightlyDCL(temperature)),
-        (losses.DCLWLoss(temperature), LightlyDCL(temperature, weight_fn=weight)),
+        (losses.DCLWLoss(temperature), LightlyDCLW(temperature)),
     ):
         torch.testing.assert_close(ours(z0, z1), theirs(z0, z1), rtol=1e-11, atol=1e-11)
         found = torch.autograd.grad(ours(z0, z1), [z0, z1])

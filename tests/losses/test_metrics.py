@@ -136,4 +136,4 @@ def test_metrics_cost_no_second_pass(case, monkeypatch):
     case.call(case.embeddings(), 4.0)
     alone = len(calls)
     case.with_metrics(case.embeddings(), 4.0)
-    assert len(calls) == 2 * alone
+    assert len(calls) - alone == max(alone, 1)  # ntxent itself is one

@@ -45,10 +45,6 @@ SHARED = (
         f"{PROMISES}::test_a_promise_is_kept[dcl_loss-zero rows]",
     ),
     _loss(
-        "autocast-reaches-the-logits", "denominators", "enabled=False", "enabled=True",
-        f"{PROMISES}::test_a_promise_is_kept[dcl_loss-autocast]",
-    ),
-    _loss(
         "keys-lose-their-gradient", "denominators",
         "if columns or keys_KD.requires_grad:", "if columns:\n            keys_KD = keys_KD",
         "test_cissl",

@@ -14,4 +14,5 @@ SAMPLE = (
     "manifest-is-not-compared",
     "guard-looks-at-the-loss-alone",
     "lambda-chosen-on-what-it-was-fitted-to",
+    "loss-supcon-self-among-its-positives",
 )
