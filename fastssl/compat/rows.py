@@ -37,7 +37,7 @@ def as_ids(labels_N: Tensor) -> Tensor:
 
 
 def as_peers_return_it(loss: Tensor, embeddings: Tensor) -> Tensor:
-    """The dtype eager torch ends with: the embeddings', or float32 under autocast."""
+    """The loss in the dtype of the embeddings, or in float32 at least under autocast."""
     if torch.is_autocast_enabled(embeddings.device.type):
         return loss.to(torch.promote_types(embeddings.dtype, torch.float32))
     return loss.to(embeddings.dtype)

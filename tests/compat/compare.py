@@ -34,8 +34,9 @@ def assert_same(
 ) -> None:
     """Ours errs at most four times as much as the original at this dtype, plus plain rounding.
 
-    That is eps of the result, and eps of what is computed in (float32 for 16-bit input) of the
-    terms it is summed from: ``logit`` bounds those of the value, logit / |row| of a gradient.
+    That is eps of the result, and what rounding a logit does: it moves by eps of what is computed
+    in (float32 for 16-bit input) times ``logit``, its bound, and so does the weight by which
+    logit / |row| enters a gradient.
     """
     rounded = [x.to(dtype).double() for x in inputs]
     truth = results(theirs, rounded, torch.float64)
@@ -46,8 +47,9 @@ def assert_same(
     for position, (mine, peer, exact) in enumerate(zip(found, yardstick, truth, strict=True)):
         assert mine.dtype == peer.dtype
         assert mine.shape == peer.shape
-        term = logit if position == 0 else logit / min(shortest, 1.0)
-        allowed = 4 * error(peer, exact) + eps * magnitude(exact) + 4 * inner * term
+        moved = 4 * inner * logit
+        moved *= 1.0 if position == 0 else max(logit, 1.0) / min(shortest, 1.0)
+        allowed = 4 * error(peer, exact) + eps * magnitude(exact) + moved
         assert error(mine, exact) <= allowed, (mine, peer, exact)
 
 

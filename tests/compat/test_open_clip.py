@@ -60,6 +60,14 @@ def test_one_number_of_another_shape_is_a_scale(name):
 
 
 @every_loss
+def test_every_parameter_is_part_of_the_graph(name):
+    """DDP waits for a gradient of each, the bias of ClipLoss included."""
+    constants = [torch.tensor(x, requires_grad=True) for x in (10.0, -10.0)]
+    getattr(ours, name)()(*features(0, 9, 5), *constants).backward()
+    assert None not in [constant.grad for constant in constants]
+
+
+@every_loss
 def test_one_side_may_be_frozen(name):
     image, text = features(0, 9, 5)
     found = []
