@@ -34,6 +34,9 @@ _library.define(
     "prototype_cross_entropy_backward(Tensor g_loss, Tensor z, Tensor w, Tensor targets,"
     " float scale, bool want_z, bool want_w) -> (Tensor dz, Tensor dw)"
 )
+_library.define(
+    "prototype_cross_entropy_scale(Tensor g_loss, Tensor dz, Tensor dw) -> (Tensor, Tensor)"
+)
 
 
 def prototype_cross_entropy(
@@ -78,11 +81,11 @@ def _chunked(backend, operands, scale: float, weight_N: Tensor, wants: tuple[boo
     z, w, targets_NC = operands
     dtype = _dtype(*operands)
     z_ND, w_CD = z.to(dtype), w.to(dtype)
-    dz_ND = torch.empty_like(z_ND) if wants[0] else z_ND.new_empty(0)
-    dw_CD = torch.empty_like(w_CD) if wants[1] else w_CD.new_empty(0)
+    dz_ND = _like(backend, z_ND) if wants[0] else z_ND.new_empty(0)
+    dw_CD = _like(backend, w_CD) if wants[1] else w_CD.new_empty(0)
     loss_N = z_ND.new_empty(len(z_ND))
     rows = max(FEWEST_ROWS, CHUNK_BYTES // (len(w_CD) * dtype.itemsize))
-    x_RC = z_ND.new_empty(min(rows, len(z_ND)), len(w_CD))
+    x_RC = backend.allocate((min(rows, len(z_ND)), len(w_CD)), dtype, z.device)
     for begin in range(0, len(z_ND), rows):
         here = slice(begin, min(begin + rows, len(z_ND)))
         chunk_RD, x = z_ND[here], x_RC[: here.stop - here.start]
@@ -100,12 +103,16 @@ def _chunked(backend, operands, scale: float, weight_N: Tensor, wants: tuple[boo
     return loss_N, dz_ND, dw_CD
 
 
+def _like(backend, values: Tensor) -> Tensor:
+    return backend.allocate(tuple(values.shape), values.dtype, values.device)
+
+
 def _dtype(z: Tensor, w: Tensor, targets: Tensor) -> torch.dtype:
     return reference.accumulate_dtype(z.dtype, w.dtype, targets.dtype)
 
 
 def _implementations(backend) -> dict:
-    """The two operators over a backend module that is looked up at the first call."""
+    """The three operators over a backend module that is looked up at the first call."""
 
     def forward(z, w, targets, scale, reduction, keep_z, keep_w):
         share = 1.0 / len(z) if reduction == "mean" else 1.0
@@ -119,7 +126,14 @@ def _implementations(backend) -> dict:
         _, dz, dw = _chunked(backend(), (z, w, targets), scale, g_N, (want_z, want_w))
         return dz.to(z.dtype), dw.to(w.dtype)
 
-    return {"prototype_cross_entropy": forward, "prototype_cross_entropy_backward": backward}
+    def scale_gradients(g_loss, *gradients):
+        return tuple(torch.mul(x, g_loss, out=_like(backend(), x)) for x in gradients)
+
+    return {
+        "prototype_cross_entropy": forward,
+        "prototype_cross_entropy_backward": backward,
+        "prototype_cross_entropy_scale": scale_gradients,
+    }
 
 
 def _fake_forward(z, w, targets, scale, reduction, keep_z, keep_w):
@@ -131,6 +145,10 @@ def _fake_forward(z, w, targets, scale, reduction, keep_z, keep_w):
 
 def _fake_backward(g_loss, z, w, targets, scale, want_z, want_w):
     return z.new_empty(z.shape if want_z else 0), w.new_empty(w.shape if want_w else 0)
+
+
+def _fake_scale(g_loss, dz, dw):
+    return torch.empty_like(dz), torch.empty_like(dw)
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -162,7 +180,8 @@ def _backward(ctx, g_loss, _dz, _dw):
         arguments = (g_loss, z, w, targets, scale, want_z, want_w)
         found = torch.ops.fastssl.prototype_cross_entropy_backward(*arguments)
     else:
-        found = ((dz * g_loss).to(z.dtype), (dw * g_loss).to(w.dtype))
+        found = torch.ops.fastssl.prototype_cross_entropy_scale(g_loss, dz, dw)
+        found = (found[0].to(z.dtype), found[1].to(w.dtype))
     return found[0] if want_z else None, found[1] if want_w else None, *nothing
 
 
@@ -174,6 +193,7 @@ def _register() -> None:
     torch.library.register_fake(
         "fastssl::prototype_cross_entropy_backward", _fake_backward, lib=_library
     )
+    torch.library.register_fake("fastssl::prototype_cross_entropy_scale", _fake_scale, lib=_library)
     torch.library.register_autograd(
         "fastssl::prototype_cross_entropy", _backward, setup_context=_setup, lib=_library
     )

@@ -243,6 +243,7 @@ def test_opcheck_passes_for_the_backward_operators():
          (loss_N, mean_C, student, teacher, None, 1.0, 2.0, loss_N, stats, True)),
         (operators.soft_targets_given_backward, (loss_N, student, teacher, 1.0, given_stats)),
         (operators.prototype_cross_entropy_backward, (loss_N, z, w, teacher, 1.0, True, False)),
+        (operators.prototype_cross_entropy_scale, (torch.tensor(2.0), z, w)),
     ]  # fmt: skip
     for operator, call in calls:
         assert set(torch.library.opcheck(operator.default, call).values()) == {"SUCCESS"}
