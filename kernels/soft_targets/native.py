@@ -3,6 +3,7 @@
 # shapes: N rows, C outputs
 from __future__ import annotations
 
+import math
 import struct
 
 import torch
@@ -92,6 +93,13 @@ def given_in_place(x_NC: Tensor, targets_NC: Tensor, scale: float, weight_N: Ten
     arrays = (loss_N, None, None, g_N, None, x_NC, None)
     _run(GIVEN_IN_PLACE, (x_NC, targets_NC, None), (scale, 1.0), arrays)
     return loss_N
+
+
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory of unspecified content, from the pool: a page fault costs more than what fills it."""
+    library = native.library()
+    assert library is not None
+    return native.pooled_empty(library, math.prod(shape), dtype).view(shape)
 
 
 def _ready(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fastssl.kernels.soft_targets import reference
 from fastssl.kernels.soft_targets.checks import (
@@ -22,7 +23,7 @@ from fastssl.kernels.soft_targets.checks import (
 )
 from fastssl.kernels.soft_targets.op import BACKENDS, differentiable
 
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 8 << 20
 FEWEST_ROWS = 32  # of a chunk: dW is read and written once per chunk
 
 _library = torch.library.Library("fastssl", "FRAGMENT")
@@ -78,11 +79,11 @@ def _chunked(backend, operands, scale: float, weight_N: Tensor, wants: tuple[boo
     z, w, targets_NC = operands
     dtype = _dtype(*operands)
     z_ND, w_CD = z.to(dtype), w.to(dtype)
-    dz_ND = torch.empty_like(z_ND) if wants[0] else z_ND.new_empty(0)
-    dw_CD = torch.empty_like(w_CD) if wants[1] else w_CD.new_empty(0)
+    dz_ND = _like(backend, z_ND) if wants[0] else z_ND.new_empty(0)
+    dw_CD = _like(backend, w_CD) if wants[1] else w_CD.new_empty(0)
     loss_N = z_ND.new_empty(len(z_ND))
-    rows = max(FEWEST_ROWS, CHUNK_BYTES // (len(w_CD) * dtype.itemsize))
-    x_RC = z_ND.new_empty(min(rows, len(z_ND)), len(w_CD))
+    rows = _rows_of_chunk(len(z_ND), len(w_CD) * dtype.itemsize)
+    x_RC = backend.allocate((rows, len(w_CD)), dtype, z.device)
     for begin in range(0, len(z_ND), rows):
         here = slice(begin, min(begin + rows, len(z_ND)))
         chunk_RD, x = z_ND[here], x_RC[: here.stop - here.start]
@@ -98,6 +99,16 @@ def _chunked(backend, operands, scale: float, weight_N: Tensor, wants: tuple[boo
         elif wants[1]:
             dw_CD.addmm_(x.T, chunk_RD)
     return loss_N, dz_ND, dw_CD
+
+
+def _rows_of_chunk(num_rows: int, row_bytes: int) -> int:
+    """Chunks as equal as they can be, each within CHUNK_BYTES or of FEWEST_ROWS."""
+    most = max(FEWEST_ROWS, CHUNK_BYTES // row_bytes)
+    return -(-num_rows // -(-num_rows // most))
+
+
+def _like(backend, values: Tensor) -> Tensor:
+    return backend.allocate(tuple(values.shape), values.dtype, values.device)
 
 
 def _dtype(z: Tensor, w: Tensor, targets: Tensor) -> torch.dtype:
@@ -140,14 +151,17 @@ def _setup(ctx, inputs, output) -> None:
         if value.requires_grad and not kept:
             raise bad(name, "True where the input requires a gradient", kept)
     check_targets(targets)
-    ctx.save_for_backward(z, w, targets, dz, dw)
+    found = () if reduction == "none" else (dz, dw)
+    traced = _get_current_dispatch_mode() is not None
+    ctx.save_for_backward(z, w, targets, *(found if traced else ()))
+    ctx.ready = () if traced else found
     ctx.settings = (scale, reduction)
     ctx.mark_non_differentiable(dz, dw)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, g_loss, _dz, _dw):
-    z, w, targets, dz, dw = ctx.saved_tensors
+    z, w, targets, *traced = ctx.saved_tensors
     scale, reduction = ctx.settings
     nothing = (None,) * 5
     if g_loss is None:
@@ -158,12 +172,16 @@ def _backward(ctx, g_loss, _dz, _dw):
         loss = reference.given(z.to(dtype) @ w.to(dtype).T, targets, scale)
         loss = loss if reduction == "none" else getattr(loss, reduction)()
         return *differentiable((loss,), (g_loss,), (z, w)), *nothing
-    if reduction == "none":
-        arguments = (g_loss, z, w, targets, scale, want_z, want_w)
-        found = torch.ops.fastssl.prototype_cross_entropy_backward(*arguments)
-    else:
-        found = ((dz * g_loss).to(z.dtype), (dw * g_loss).to(w.dtype))
-    return found[0] if want_z else None, found[1] if want_w else None, *nothing
+    if traced or ctx.ready:
+        # eager: handed out once, without a copy; a second backward takes them anew
+        dz, dw = [x * g_loss for x in traced] or [x.mul_(g_loss) for x in ctx.ready]
+        ctx.ready = ()
+        return dz.to(z.dtype) if want_z else None, dw.to(w.dtype) if want_w else None, *nothing
+    share = 1.0 / z.shape[0] if reduction == "mean" else 1.0
+    g_N = (g_loss * share).expand(z.shape[0])
+    arguments = (g_N, z, w, targets, scale, want_z, want_w)
+    dz, dw = torch.ops.fastssl.prototype_cross_entropy_backward(*arguments)
+    return dz if want_z else None, dw if want_w else None, *nothing
 
 
 def _register() -> None:

@@ -114,6 +114,11 @@ def given_in_place(x_NC: Tensor, targets_NC: Tensor, scale: float, weight_N: Ten
     return loss_N
 
 
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory of unspecified content."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
 def _widened(a_NC: Tensor, b_NC: Tensor, centre_C: Tensor | None) -> tuple[Tensor, Tensor]:
     dtype = accumulate_dtype(a_NC.dtype, b_NC.dtype)
     a_NC, b_NC = a_NC.to(dtype), b_NC.to(dtype)

@@ -311,6 +311,20 @@ def test_prototypes_equal_the_whole_matrix(monkeypatch, reduction, chunk_bytes):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_prototypes_may_be_differentiated_again(reduction):
+    z, w = leaves(torch.randn(6, 5), torch.randn(9, 5))
+    loss = prototype_cross_entropy(z, w, torch.rand(6, 9), reduction=reduction)
+    weight = torch.full_like(loss, 2.0)
+    first = torch.autograd.grad(loss, [z, w], weight, retain_graph=True)
+    kept = [x.clone() for x in first]
+    for x in first:
+        x.zero_()
+    for _ in range(2):
+        again = torch.autograd.grad(loss, [z, w], weight, retain_graph=True)
+        torch.testing.assert_close(list(again), kept, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_prototypes_gradcheck_and_gradgradcheck(reduction):
     z, w = leaves(torch.randn(4, 3).double(), torch.randn(5, 3).double())
