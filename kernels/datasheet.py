@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         import triton
 
         from fastssl.kernels import aot
-        from fastssl.kernels.ntxent.configs import ARCHS
+        from fastssl.kernels.cuda import ARCHS
     except ImportError as error:
         print(f"datasheet: needs triton ({error}); pip install triton", file=sys.stderr)
         return 2

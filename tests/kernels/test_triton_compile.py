@@ -11,8 +11,9 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed: nothing to compile")
 
 from fastssl.kernels import aot, datasheet
+from fastssl.kernels.cuda import ARCHS, Config
 from fastssl.kernels.ntxent import launch, reference
-from fastssl.kernels.ntxent.configs import ARCHS, CONFIGS, Config, serving
+from fastssl.kernels.ntxent.configs import CONFIGS, serving
 
 
 def is_quick(config: Config) -> bool:
