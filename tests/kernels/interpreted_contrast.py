@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass, field
 from unittest.mock import patch
 
-import tests.kernels.interpreted  # noqa: F401, I001  sets TRITON_INTERPRET and widens bf16: first
+os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 import triton
@@ -23,6 +24,7 @@ import triton.language as tl
 from fastssl.kernels.contrast import call, gradients, kernel, kernel_backward, launch
 from fastssl.kernels.contrast.reference import Ids, dropped
 from fastssl.kernels.ntxent.spec import ERROR_RATIO
+from tests.kernels import interpreted  # noqa: F401  repairs the interpreter's bf16
 from tests.kernels.guard_bands import Guard
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,6 +78,7 @@ SAMPLES = [
     Sample("deep", 20, 70, 130),
     Sample("gemm", 20, 50, 520),
     Sample("cold", 21, 150, 24, scale=100.0),
+    Sample("frozen", 21, 30, 24, scale=1000.0),
     Sample("cold rows only", 150, 21, 24, scale=100.0, columns=False),
     Sample("cold gemm", 20, 70, 300, scale=100.0),
     Sample("bounded edge", 21, 24, 24, scale=39.0),
@@ -90,10 +93,18 @@ SAMPLES = [
     Sample("other class, cold", 37, 140, 33, keep="different", classes=2, scale=100.0),
     Sample("no pair at all", 5, 6, 8, keep="same", classes=0, apart=True),
     Sample("no pair at all, cold", 1, 140, 8, keep="same", scale=100.0),
-    Sample("narrow", 300, 150, 20, settings=NARROW),
-    Sample("cold narrow", 300, 150, 20, scale=100.0, apart=True, settings=NARROW),
-    Sample("narrow gemm", 150, 300, 260, settings=NARROW),
+    Sample("narrow", 140, 150, 20, settings=NARROW),
+    Sample("cold narrow", 260, 70, 20, scale=100.0, apart=True, settings=NARROW),
+    Sample("narrow gemm", 100, 140, 260, settings=NARROW),
 ]
+SKIPPED = {  # the interpreter is slow, and fp16 differs from bf16 in range alone
+    "bf16": {"frozen", "tall", "negative", "cold narrow", "narrow gemm"},
+    "fp16": {
+        "tiny", "rows only", "tall", "in place", "gemm", "frozen", "cold rows only", "no promise",
+        "negative", "zero scale without promise", "apart", "same class", "other class, cold",
+        "no pair at all", "narrow", "cold narrow", "narrow gemm",
+    },
+}  # fmt: skip
 
 
 def outcome(sample: Sample, pair, ids: Ids) -> dict[str, torch.Tensor]:
@@ -102,7 +113,8 @@ def outcome(sample: Sample, pair, ids: Ids) -> dict[str, torch.Tensor]:
     given = (*pair, scale, ids)
     rows, cols, top, kept = launch.forward(*given, sample.columns, sample.bound, True)
     found = {"rows": rows, "cols": cols, "top": top}
-    found |= dict(zip(("rows.", "top.", "mean"), launch.forward_mean(*given, sample.bound)))
+    of_mean = launch.forward_mean(*given, sample.bound)
+    found |= dict(zip(("rows.", "top.", "mean"), of_mean, strict=True))
     grads = upstream(rows), upstream(cols).flip(0)
     for wants in WANTS:
         dq, dk, dscale = launch.backward(*grads, *given, rows, cols, kept, sample.bound, wants)
@@ -170,8 +182,12 @@ class Judge:
         return ""
 
     def blind(self, found: dict[str, torch.Tensor]) -> str:
-        """Results that could be a quarter off without a word."""
-        return " ".join(name for name, x in found.items() if not self({name: x * 0.75}))
+        """Results that could be a quarter off without a word; nothing and zeros have no quarter."""
+        return " ".join(
+            name
+            for name, x in found.items()
+            if x.nan_to_num(0.0, 0.0, 0.0).count_nonzero() and not self({name: x * 0.75})
+        )
 
 
 def _largest(x: torch.Tensor) -> float:
@@ -194,7 +210,9 @@ def guarded(guard: Guard, settings: dict):
 def check(sample: Sample, dtypes: tuple[torch.dtype, torch.dtype], guard: Guard) -> tuple[str, str]:
     """What is wrong (empty if nothing), and which results could be a quarter off unnoticed."""
     shield = guard.dense_input if sample.dense else guard.input
-    pair = [shield(x.to(dtype)) for x, dtype in zip(sample.rows(torch.float64), dtypes)]
+    pair = [
+        shield(x.to(dtype)) for x, dtype in zip(sample.rows(torch.float64), dtypes, strict=True)
+    ]
     ids = sample.ids()
     with guarded(guard, sample.settings):
         found = outcome(sample, pair, ids)
@@ -227,10 +245,10 @@ BUGS = (
     ("gradient through self pairs", kernel_backward, "_counted", no_self_pairs, "apart"),
     ("padding counted", kernel, "_counted", no_edge, "ragged"),
     ("labels ignored", kernel, "_counted", no_self_pairs, "same class"),
-    ("shift without a promise", kernel, "_temperature", always_bounded, "cold"),
+    ("shift without a promise", kernel, "_temperature", always_bounded, "frozen"),
     ("scale off by two", kernel_backward, "HEADROOM", tl.constexpr(12.0), "ragged"),
     ("rows without pairs", kernel, "NOTHING", tl.constexpr(-1e38), "no pair at all, cold"),
-    ("gradient of rows without pairs", kernel_backward, "FAR", tl.constexpr(0.0), "same class"),
+    ("gradient of the columns forgotten", gradients, "BOTH", gradients.OWN, "cold"),
 )
 
 
@@ -262,8 +280,10 @@ def report(case: str, sample: Sample, dtypes: tuple[torch.dtype, torch.dtype]) -
 def main() -> None:
     for name, dtype in DTYPES.items():
         for sample in SAMPLES:
+            if sample.name in SKIPPED.get(name, ()):
+                continue
             report(f"{name}: {sample.name}", sample, (dtype, dtype))
-    float32, bfloat16, float16, _ = (*DTYPES.values(), None)
+    float32, bfloat16, float16 = DTYPES.values()
     chosen = [sample for sample in SAMPLES if sample.name in ("queue", "ragged", "cold gemm")]
     for sample in chosen:
         report(f"mixed fp32 bf16: {sample.name}", sample, (float32, bfloat16))
