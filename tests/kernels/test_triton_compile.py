@@ -15,7 +15,6 @@ from fastssl.kernels.cuda import ARCHS, Config
 from fastssl.kernels.ntxent import launch, reference
 from fastssl.kernels.ntxent.configs import serving
 
-
 TILES = {
     "ntxent": {"forward", "backward", "weights"},
     "contrast": {"rows", "columns", "mean", "pull", "weights"},
