@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -30,7 +31,10 @@ from fastssl.kernels.ntxent import configs as ntxent_configs
 from fastssl.kernels.ntxent import launch as ntxent_launch
 
 CONFIGS = (*ntxent_configs.CONFIGS, *contrast_configs.CONFIGS)
-LAUNCHERS = {"ntxent": ntxent_launch, "contrast": contrast_call}  # who owns KERNELS and launch
+LAUNCHERS: dict[str, Any] = {
+    "ntxent": ntxent_launch,
+    "contrast": contrast_call,
+}  # who owns KERNELS and launch
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 

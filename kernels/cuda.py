@@ -44,6 +44,7 @@ def best(
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Launches inside go to the device of ``tensor``."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
@@ -69,6 +70,7 @@ def architecture(device: torch.device) -> int:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
+    """Of the device; 2 where a test interprets."""
     if device.type != "cuda":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -46,6 +46,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Call:
+    """The two sides in the roles that a kernel gives them, and the rules of their pairs."""
+
     own: Side
     other: Side
     scale: Tensor

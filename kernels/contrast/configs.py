@@ -47,21 +47,24 @@ def _whole_depth(dtype: str) -> list[Config]:
 
 
 def _any_depth(dtype: str, precision: str, block: int, depth: int, stages: int) -> list[Config]:
-    shape = (8 if block == 128 else 4, stages)
+    """fp32 products run on the FMA units, where the forward pass needs more threads to a tile."""
+    warps = 8 if block == 128 else 4
     tile = {"BI": block, "BJ": 64, "BK": depth, "PRECISION": precision}
     return [
-        *_denominators(dtype, 0, shape, tile, False),
-        _config("weights", dtype, 0, shape, tile),
+        *_denominators(dtype, 0, (8, stages), tile, False),
+        _config("weights", dtype, 0, (warps, stages), tile),
     ]
 
 
 def _row_kernels(dtype: str) -> list[Config]:
-    return [
+    found = [
         _config("merge", dtype, 0, (4, 1), {"ROWS": 32, "SLOTS": 64}),
-        _config("average", dtype, 0, (4, 1), {"ROWS": 8, "BK": 64}),
         _config("state", dtype, 0, (4, 1), {"ROWS": 128}),
         _config("finish", dtype, 0, (4, 1), {"ROWS": 4, "BK": 64}),
     ]
+    if dtype in ("bf16", "fp16"):  # whose "mean" kernel leaves strips to average
+        found.append(_config("average", dtype, 0, (4, 1), {"ROWS": 8, "BK": 64}))
+    return found
 
 
 CONFIGS: tuple[Config, ...] = (

@@ -84,9 +84,7 @@ def backward(
         call = as_call(q_ND, k_KD, scale, ids, bound)
         # dscale comes with either gradient: where neither is wanted, that of the queries is taken
         asked = wants if any(wants) else (True, False)
-        outs = tuple(
-            call.like(x) if ask else None for x, ask in zip((q_ND, k_KD), asked, strict=True)
-        )
+        outs = call.like(q_ND) if asked[0] else None, call.like(k_KD) if asked[1] else None
         sums = (rows_N, g_rows_N), (cols_K, g_cols_K) if cols_K.numel() else None
         dscale = gradients.accumulate(call, *sums, outs)
         dq_ND, dk_KD = (
@@ -105,8 +103,8 @@ def _denominators(call: Call, columns: bool) -> tuple[Tensor, Tensor, Tensor]:
     width = num_j * BJ
     band = min(num_blocks, max(1, SLOT_BYTES // (8 * width))) if columns else num_blocks
     sums, maxes = (call.scratch(strips, num_blocks * BI) for _ in range(2))
-    slots = (1 + band, width) if columns else (1, 1)
-    col_sums, col_maxes = (call.scratch(*slots) for _ in range(2))
+    held = (1 + band, width) if columns else (1, 1)
+    col_sums, col_maxes = (call.scratch(*held) for _ in range(2))
     cols_K = call.scratch(K if columns else 0)
     for begin in range(0, num_blocks, band):
         count = min(band, num_blocks - begin)

@@ -1,6 +1,6 @@
 """Runs the Triton kernels of contrast in the interpreter; prints one JSON line per case.
 
-Its own process (``python -m tests.kernels.interpreted_contrast``), as interpreted.py, whose repairs
+Its own process (``python -m tests.kernels.interpreted_contrast KIND``), as interpreted.py, whose repairs
 of the interpreter it shares. A case is a sample of values, or a planted bug that must be caught.
 """
 
@@ -116,7 +116,7 @@ def outcome(sample: Sample, pair, ids: Ids) -> dict[str, torch.Tensor]:
     of_mean = launch.forward_mean(*given, sample.bound)
     found |= dict(zip(("rows.", "top.", "mean"), of_mean, strict=True))
     grads = upstream(rows), upstream(cols).flip(0)
-    for wants in WANTS:
+    for wants in WANTS if len(rows) < 10 else WANTS[:3]:
         dq, dk, dscale = launch.backward(*grads, *given, rows, cols, kept, sample.bound, wants)
         tag = "".join(str(int(want)) for want in wants)
         assert (dq.numel() > 0, dk.numel() > 0) == wants
@@ -277,12 +277,20 @@ def report(case: str, sample: Sample, dtypes: tuple[torch.dtype, torch.dtype]) -
     print(json.dumps({"case": case, "wrong": wrong, "blind": blind}), flush=True)
 
 
-def main() -> None:
-    for name, dtype in DTYPES.items():
+def main(kind: str) -> None:
+    """kind: a dtype, "other" for mixed dtypes, float64 and TF32, or "planted"."""
+    if kind == "planted":
+        for name, wrong in planted().items():
+            print(json.dumps({"case": name, "wrong": wrong, "blind": ""}), flush=True)
+    elif kind == "other":
+        others()
+    else:
         for sample in SAMPLES:
-            if sample.name in SKIPPED.get(name, ()):
-                continue
-            report(f"{name}: {sample.name}", sample, (dtype, dtype))
+            if sample.name not in SKIPPED.get(kind, ()):
+                report(sample.name, sample, (DTYPES[kind], DTYPES[kind]))
+
+
+def others() -> None:
     float32, bfloat16, float16 = DTYPES.values()
     chosen = [sample for sample in SAMPLES if sample.name in ("queue", "ragged", "cold gemm")]
     for sample in chosen:
@@ -292,10 +300,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     for sample in chosen:
         report(f"tf32: {sample.name}", sample, (float32, float32))
-    torch.set_float32_matmul_precision("highest")
-    for name, wrong in planted().items():
-        print(json.dumps({"case": f"planted: {name}", "wrong": wrong, "blind": ""}), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -29,10 +30,12 @@ BUGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def answers() -> dict[str, dict[str, str]]:
+@cache
+def answers(kind: str) -> dict[str, dict[str, str]]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.interpreted_contrast"], capture_output=True, text=True
+        [sys.executable, "-m", "tests.kernels.interpreted_contrast", kind],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -40,39 +43,39 @@ def answers() -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "least"),
-    [("fp32", 28), ("bf16", 23), ("fp16", 11), ("mixed", 6), ("float64", 3), ("tf32", 3)],
+    ("kind", "least"), [("fp32", 28), ("bf16", 23), ("fp16", 11), ("other", 12)]
 )
-def test_every_kernel_is_right_and_stays_within_its_tensors(answers, kind, least):
-    cases = {case: line["wrong"] for case, line in answers.items() if case.startswith(kind)}
+def test_every_kernel_is_right_and_stays_within_its_tensors(kind, least):
+    cases = {case: line["wrong"] for case, line in answers(kind).items()}
     assert len(cases) >= least
     assert {case: wrong for case, wrong in cases.items() if wrong} == {}
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-def test_the_tolerance_would_refuse_a_result_that_is_a_quarter_off(answers, dtype):
+def test_the_tolerance_would_refuse_a_result_that_is_a_quarter_off(dtype):
     """Also where logits are unbounded, by GEMM, under pair rules, over several bands and splits."""
     cases = ["ragged", "queue", "deep", "cold", "cold gemm", "other class", "same class, cold"]
     if dtype != "fp16":
         cases += ["gemm", "in place", "cold rows only", "no promise", "apart", "narrow"]
     if dtype == "fp32":
         cases += ["negative", "tall", "cold narrow", "narrow gemm", "frozen"]
-    assert {case: blind for case in cases if (blind := answers[f"{dtype}: {case}"]["blind"])} == {}
+    assert {case: blind for case in cases if (blind := answers(dtype)[case]["blind"])} == {}
 
 
 @pytest.mark.parametrize("bug", BUGS)
-def test_a_planted_bug_is_caught(answers, bug):
-    assert answers[f"planted: {bug}"]["wrong"] != ""
+def test_a_planted_bug_is_caught(bug):
+    assert answers("planted")[bug]["wrong"] != ""
 
 
 def test_every_padded_depth_is_served_on_every_chip():
     for arch in ARCHS:
         for dtype in ("bf16", "fp16", "fp32", "tf32"):
             for depth in (64, 128, 256, 320, 512, 2048):
-                for kernel in ("rows", "columns", "merge", "average", "state", "weights", "finish"):
+                for kernel in ("rows", "columns", "merge", "state", "weights", "finish"):
                     assert configs.serving(kernel, dtype, depth, arch) is not None
-                fused = [configs.serving(kernel, dtype, depth, arch) for kernel in ("mean", "pull")]
-                assert (fused == [None, None]) == (dtype in ("fp32", "tf32") or depth > 256)
+                for kernel in ("mean", "pull"):
+                    fused = configs.serving(kernel, dtype, depth, arch)
+                    assert (fused is None) == (dtype in ("fp32", "tf32") or depth > 256)
 
 
 def test_a_gpu_too_old_for_the_tiles_gets_the_reference(monkeypatch):
