@@ -19,6 +19,7 @@ from fastssl.kernels.contrast.backends import BACKENDS, FAKES, implementations
 from fastssl.kernels.contrast.checks import Pairs, bad, check, scale_tensor
 from fastssl.kernels.contrast.reference import Ids
 from fastssl.kernels.eager import is_transformed
+from fastssl.kernels.precision import own_precision
 
 _IDS = "Tensor? q_label, Tensor? k_label, Tensor? q_row, Tensor? k_row, str keep"
 _library = torch.library.Library("fastssl", "FRAGMENT")
@@ -213,9 +214,10 @@ def _differentiable(formula, grads, inputs) -> list[Tensor | None]:
     pairs = [(o, g) for o, g in zip(formula(*aliases), grads, strict=True) if o.requires_grad]
     outputs, cotangents = zip(*pairs, strict=True)
     asked = [x for x in aliases if x.requires_grad]
-    found = iter(
-        torch.autograd.grad(outputs, asked, cotangents, create_graph=True, allow_unused=True)
-    )
+    with own_precision(inputs[0]):  # the products of the gradient, too
+        found = iter(
+            torch.autograd.grad(outputs, asked, cotangents, create_graph=True, allow_unused=True)
+        )
     return [next(found) if x.requires_grad else None for x in aliases]
 
 

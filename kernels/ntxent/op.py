@@ -18,6 +18,7 @@ from fastssl.kernels import native as compiled
 from fastssl.kernels.eager import is_plain, is_transformed
 from fastssl.kernels.ntxent import native, reference
 from fastssl.kernels.ntxent.checks import bad, check, check_saved, check_temperature_value
+from fastssl.kernels.precision import own_precision
 
 CPU = torch.device("cpu")
 
@@ -242,7 +243,7 @@ def _formula_gradients(
     They are taken at aliases: one tensor may be several inputs, or be computed from another.
     """
     again = torch.is_grad_enabled()
-    with torch.enable_grad(), reference.own_precision(views[0]):
+    with torch.enable_grad(), own_precision(views[0]):
         aliases = [tensor.view_as(tensor) for tensor in (*views, temperature)]
         asked = [alias for alias in aliases if alias.requires_grad]
         loss = reference.ntxent(aliases[:-1], aliases[-1], reduction)

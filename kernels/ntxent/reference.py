@@ -10,10 +10,10 @@ the other V - 1 views of the sample, so that V = 2 is SimCLR and V > 2 averages 
 # shapes: N samples, V views, M = V * N rows, D embedding
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
+
+from fastssl.kernels.precision import own_precision
 
 EPS = 1e-12  # of torch.nn.functional.normalize
 
@@ -96,14 +96,6 @@ def _backward(
     dh_MD = dz_MD / norm_M1
     limit = torch.finfo(h_MD.dtype).max  # a zero row's 1e12 saturates; overflow elsewhere shows
     return torch.where(norm_M1 > EPS, dh_MD, dh_MD.clamp(-limit, limit)).to(h_MD.dtype), dtau
-
-
-def own_precision(tensor: Tensor) -> AbstractContextManager:
-    """No autocast, which would take the products in 16 bits."""
-    kind = tensor.device.type
-    if not torch.amp.is_autocast_available(kind):
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
 
 
 def normalise(h_MD: Tensor) -> tuple[Tensor, Tensor]:

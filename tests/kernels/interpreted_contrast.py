@@ -1,7 +1,7 @@
 """Runs the Triton kernels of contrast in the interpreter; prints one JSON line per case.
 
-Its own process (``python -m tests.kernels.interpreted_contrast KIND``), as interpreted.py, whose repairs
-of the interpreter it shares. A case is a sample of values, or a planted bug that must be caught.
+Its own process (``python -m tests.kernels.interpreted_contrast KIND``) like interpreted.py, whose
+repairs of the interpreter it shares. A case is a sample of values, or a planted bug to be caught.
 """
 
 # shapes: N queries, K keys, D embedding

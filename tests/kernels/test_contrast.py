@@ -201,6 +201,25 @@ def test_what_is_not_kept_is_recomputed_to_the_same_gradient(monkeypatch):
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_autocast_changes_nothing(create_graph):
+    sample = spec.Sample("autocast", 20, 30, 16, unit=False)
+    q_ND, k_KD = (x.requires_grad_() for x in sample.operands(torch.float32))
+    scale = torch.tensor(1.5, requires_grad=True)
+
+    def grads() -> list[Tensor]:
+        rows, cols, _ = contrast(q_ND, k_KD, scale, columns=True)
+        total = rows.sum() + cols.square().sum()
+        inputs = (q_ND, k_KD, scale)
+        return [total, *torch.autograd.grad(total, inputs, create_graph=create_graph)]
+
+    plain = grads()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = grads()
+    for ours, expected in zip(inside, plain, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 def test_a_row_without_pairs_is_minus_infinity_and_pulls_nothing():
     q_ND = torch.randn(3, 4, requires_grad=True)
     k_KD = torch.randn(2, 4, requires_grad=True)

@@ -12,9 +12,9 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed: nothing to interpret")
 
 from fastssl.kernels import aot
+from fastssl.kernels.cuda import ARCHS, Config
 from fastssl.kernels.enqueue import launch as ring
 from fastssl.kernels.ntxent import launch as ntxent_launch
-from fastssl.kernels.ntxent.configs import ARCHS, Config
 from fastssl.kernels.soft_targets import launch
 
 
