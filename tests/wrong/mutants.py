@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.wrong import in_engine, in_kernels, in_science
+from tests.wrong import in_engine, in_kernels, in_science, in_soft_targets
 
-MUTANTS = in_kernels.MUTANTS + in_engine.MUTANTS + in_science.MUTANTS
+MUTANTS = in_kernels.MUTANTS + in_engine.MUTANTS + in_science.MUTANTS + in_soft_targets.MUTANTS
 
 # One per room, quick to run: these are planted in the default suite too.
 SAMPLE = (
