@@ -19,6 +19,7 @@ def leaves(*tensors: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 30])
 def test_prototypes_equal_the_whole_matrix(monkeypatch, reduction, chunk_bytes):
     monkeypatch.setattr(prototypes, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(prototypes, "PRODUCT_COLUMNS", 7)
     z, w = leaves(*torch.randn(70, 12).double().split([70 - 23, 23]))
     targets = torch.rand(47, 23, dtype=torch.float64)
     loss = prototype_cross_entropy(z, w, targets, temperature=0.3, reduction=reduction)
