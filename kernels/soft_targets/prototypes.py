@@ -23,7 +23,8 @@ from fastssl.kernels.soft_targets.checks import (
 )
 from fastssl.kernels.soft_targets.op import BACKENDS, differentiable
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 16 << 20
+PRODUCT_COLUMNS = 2048  # of one call: MKL packs the whole right side of a product
 FEWEST_ROWS = 32  # of a chunk: dW is read and written once per chunk
 
 _library = torch.library.Library("fastssl", "FRAGMENT")
@@ -87,7 +88,9 @@ def _chunked(backend, operands, scale: float, weight_N: Tensor, wants: tuple[boo
     for begin in range(0, len(z_ND), rows):
         here = slice(begin, min(begin + rows, len(z_ND)))
         chunk_RD, x = z_ND[here], x_RC[: here.stop - here.start]
-        torch.mm(chunk_RD, w_CD.T, out=x)
+        for c in range(0, len(w_CD), PRODUCT_COLUMNS):
+            block = slice(c, c + PRODUCT_COLUMNS)
+            torch.mm(chunk_RD, w_CD[block].T, out=x[:, block])
         if not any(wants):
             loss_N[here] = backend.given_forward(x, targets_NC[here], scale)[0]
             continue

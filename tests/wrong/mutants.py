@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from tests.wrong import in_compat, in_distributed, in_engine, in_kernels, in_losses, in_science
+from tests.wrong import (
+    in_compat,
+    in_distributed,
+    in_engine,
+    in_kernels,
+    in_losses,
+    in_science,
+    in_soft_targets,
+)
 
 MUTANTS = in_kernels.MUTANTS + in_losses.MUTANTS + in_engine.MUTANTS + in_science.MUTANTS
-MUTANTS += in_distributed.MUTANTS + in_compat.MUTANTS
+MUTANTS += in_distributed.MUTANTS + in_compat.MUTANTS + in_soft_targets.MUTANTS
 
 # One per room, quick to run: these are planted in the default suite too.
 SAMPLE = (
