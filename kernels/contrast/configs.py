@@ -47,11 +47,12 @@ def _whole_depth(dtype: str) -> list[Config]:
 
 
 def _any_depth(dtype: str, precision: str, block: int, depth: int, stages: int) -> list[Config]:
-    """fp32 products run on the FMA units, where the forward pass needs more threads to a tile."""
     warps = 8 if block == 128 else 4
     tile = {"BI": block, "BJ": 64, "BK": depth, "PRECISION": precision}
+    # FMA products keep their operands in registers: beside row sums, only half as deep
+    shallow = dict(tile, BK=16) if precision == "ieee" else tile
     return [
-        *_denominators(dtype, 0, (8, stages), tile, False),
+        *_denominators(dtype, 0, (8, stages), shallow, False),
         _config("weights", dtype, 0, (warps, stages), tile),
     ]
 
@@ -60,7 +61,7 @@ def _row_kernels(dtype: str) -> list[Config]:
     found = [
         _config("merge", dtype, 0, (4, 1), {"ROWS": 32, "SLOTS": 64}),
         _config("state", dtype, 0, (4, 1), {"ROWS": 128}),
-        _config("finish", dtype, 0, (4, 1), {"ROWS": 4, "BK": 64}),
+        _config("finish", dtype, 0, (4, 1), {"ROWS": 8, "BK": 32}),
     ]
     if dtype in ("bf16", "fp16"):  # whose "mean" kernel leaves strips to average
         found.append(_config("average", dtype, 0, (4, 1), {"ROWS": 8, "BK": 64}))

@@ -344,9 +344,11 @@ WATCHED = ("os.system", "subprocess.Popen", "exec", "socket.connect", "pickle.fi
 
 
 def hear(event: str, arguments: tuple) -> None:
-    """Audit hook; hooks cannot be removed, so it is switched."""
+    """Audit hook; hooks cannot be removed, so it is switched. It outlives this module's names."""
+    if not LISTENING or not LISTENING[0]:
+        return
     writes = event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]
-    if LISTENING[0] and (event in WATCHED or writes):
+    if event in WATCHED or writes:
         HEARD.append(event)
 
 

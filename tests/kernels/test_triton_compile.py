@@ -22,8 +22,8 @@ TILES = {
 
 
 def is_quick(config: Config) -> bool:
-    """One of each kernel: bf16 at D = 128, and the fp32 tiles."""
-    tiles = config.kernel in TILES[config.op]
+    """One of each kernel: bf16 at D = 128, and the fp32 tiles ("average" is of 16 bits only)."""
+    tiles = config.kernel in TILES[config.op] or config.kernel == "average"
     return (tiles and config.dtype == "bf16" and config.depth in (0, 128)) or (
         config.dtype == "fp32" and config.kernel != "weights"
     )
