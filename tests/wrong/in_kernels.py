@@ -128,12 +128,13 @@ REFERENCE = (
         "dh_MD.clamp(-limit, limit)",
         "test_fp16_gradients_overflow_where_torchs_do",
     ),
-    _ntxent(
-        "autocast-reaches-the-formula",
+    Mutant(
+        "autocast-reaches-the-formulas",
+        "kernels/precision.py",
         "return torch.autocast(kind, enabled=False)",
         "return nullcontext()",
-        "test_autocast_changes_nothing",
-        CALLS,
+        (f"{CALLS}::test_autocast_changes_nothing",),
+        library=False,
     ),
 )
 
