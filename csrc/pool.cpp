@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t(2) << 20;
 constexpr size_t kSmallPage = size_t(4) << 10;
-constexpr size_t kMaxFree = size_t(256) << 20;
+constexpr size_t kMaxFree = size_t(320) << 20;
 
 struct Buffer {
   char* memory;
