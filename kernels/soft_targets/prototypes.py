@@ -177,7 +177,7 @@ def _backward(ctx, g_loss, _dz, _dw):
         return *differentiable((loss,), (g_loss,), (z, w)), *nothing
     if traced or ctx.ready:
         # eager: handed out once, without a copy; a second backward takes them anew
-        dz, dw = [x * g_loss for x in traced] or [x.mul_(g_loss) for x in ctx.ready]
+        dz, dw = [x * g_loss for x in traced] or _scaled(ctx.ready, g_loss)
         ctx.ready = ()
         return dz.to(z.dtype) if want_z else None, dw.to(w.dtype) if want_w else None, *nothing
     share = 1.0 / z.shape[0] if reduction == "mean" else 1.0
@@ -185,6 +185,13 @@ def _backward(ctx, g_loss, _dz, _dw):
     arguments = (g_N, z, w, targets, scale, want_z, want_w)
     dz, dw = torch.ops.fastssl.prototype_cross_entropy_backward(*arguments)
     return dz if want_z else None, dw if want_w else None, *nothing
+
+
+def _scaled(gradients: tuple[Tensor, ...], g_loss: Tensor) -> list[Tensor]:
+    """In place; an outer gradient of one, which loss.backward() has, is not worth a pass."""
+    if g_loss.device.type == "cpu" and g_loss == 1:  # elsewhere reading it would wait
+        return list(gradients)
+    return [x.mul_(g_loss) for x in gradients]
 
 
 def _register() -> None:
