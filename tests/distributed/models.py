@@ -38,6 +38,16 @@ def two_heads(loss: nn.Module, q_ND: Tensor, k_ND: Tensor, label_N: Tensor) -> T
     return loss([q_ND, q_ND.flip(1)], [k_ND, k_ND.flip(1) + q_ND])
 
 
+def crops(loss: nn.Module, q_ND: Tensor, k_ND: Tensor, label_N: Tensor) -> Tensor:
+    """The second crop of one class is missing."""
+    kept_N = label_N != 1
+    return loss(q_ND, k_ND[kept_N], ids=[label_N, label_N[kept_N]])
+
+
+def scores(loss: nn.Module, q_ND: Tensor, k_ND: Tensor, label_N: Tensor) -> Tensor:
+    return loss([0.1 * q_ND, 0.1 * k_ND])
+
+
 def with_views(loss: nn.Module, q_ND: Tensor, k_ND: Tensor, label_N: Tensor) -> Tensor:
     return loss(torch.stack([q_ND, k_ND], dim=1))
 
@@ -72,6 +82,17 @@ CASES: dict[str, tuple[Make, Call]] = {
     "SupCon": (lambda group: losses.SupConLoss(learnt(), group=group), stacked),
     "SupCon-in": (lambda group: losses.SupConLoss(learnt(), form="in", group=group), stacked),
     "SupCon-views": (lambda group: losses.SupConLoss(learnt(), group=group), with_views),
+    "NTXent-ids": (
+        lambda group: losses.NTXentLoss(learnt(), options=Options(tau_plus=0.1), group=group),
+        with_ids,
+    ),
+    "CISSL": (lambda group: losses.CISSLLoss(learnt(), num_views=1, group=group), paired),
+    "DCL": (lambda group: losses.DCLLoss(learnt(), group=group), paired),
+    "DCLW": (lambda group: losses.DCLWLoss(learnt(), group=group), paired),
+    "MultiCrop": (lambda group: losses.MultiCropNTXentLoss(learnt(), group=group), paired),
+    "MultiCrop-ids": (lambda group: losses.MultiCropNTXentLoss(learnt(), group=group), crops),
+    "SwAV": (lambda group: losses.SwAVLoss(group=group), scores),
+    "DINO": (lambda group: losses.DINOLoss(OUT, group=group), two_heads),
     "DISSL": (lambda group: losses.DISSLLoss(group=group), two_heads),
 }
 PAPERS = ("NTXent", "InfoNCE", "MoCo", "CLIP", "SupCon", "DISSL")
