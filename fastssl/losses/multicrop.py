@@ -126,8 +126,9 @@ class MultiCropNTXentLoss(nn.Module):
 
     def forward(self, *crops: Tensor, ids: Sequence[Tensor] | None = None) -> Tensor:
         """Loss of (N_c, D) crops: () or, with reduction "none", (M,)."""
-        settings = {"reduction": self.reduction, "group": self.group}
-        return multi_crop_ntxent(crops, self.temperature, ids=ids, **settings)
+        return multi_crop_ntxent(
+            crops, self.temperature, ids=ids, reduction=self.reduction, group=self.group
+        )
 
     def with_metrics(
         self, *crops: Tensor, ids: Sequence[Tensor] | None = None
