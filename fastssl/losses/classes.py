@@ -1,29 +1,45 @@
-"""Sums over the rows of a class in O(K D), without a K x K mask and with static shapes."""
+"""Sums over the rows of a class in O(K D), without a K x K mask; static shapes in one process."""
 
-# shapes: N queries, K keys, D embedding
+# shapes: N queries, K keys, C classes of all ranks, D embedding
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fastssl.losses.distributed import gather_rows, sum_over_ranks
 
-def _place(query_ids_N: Tensor, key_ids_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A slot per class of the keys: that of each query, of each key, and whether it is there."""
-    sorted_K = key_ids_K.sort().values
-    slot_K = torch.searchsorted(sorted_K, key_ids_K)
-    slot_N = torch.searchsorted(sorted_K, query_ids_N).clamp_max(sorted_K.shape[0] - 1)
-    return slot_N, slot_K, sorted_K[slot_N] == query_ids_N
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
-def class_counts(query_ids_N: Tensor, key_ids_K: Tensor) -> Tensor:
-    """(N,) int64: how many keys have the id of the query."""
-    slot_N, slot_K, known_N = _place(query_ids_N, key_ids_K)
-    counts_K = torch.zeros_like(key_ids_K).index_add(0, slot_K, torch.ones_like(key_ids_K))
-    return counts_K[slot_N] * known_N
+def _table(
+    values: Tensor, query_ids_N: Tensor, key_ids_K: Tensor, group: ProcessGroup | None
+) -> Tensor:
+    """(N, ...): the sum of the values (K, ...) of the keys with each query's id."""
+    if group is None:
+        slots = key_ids_K.sort().values  # one per key: the first of a class is used
+    else:
+        slots = gather_rows(key_ids_K, group=group).unique()
+    slot_K = torch.searchsorted(slots, key_ids_K)
+    slot_N = torch.searchsorted(slots, query_ids_N).clamp_max(slots.shape[0] - 1)
+    sums = values.new_zeros(slots.shape[0], *values.shape[1:]).index_add(0, slot_K, values)
+    if group is not None:
+        sums = sum_over_ranks(sums, group=group)
+    known_N = slots[slot_N] == query_ids_N
+    return sums[slot_N] * known_N.reshape(-1, *[1] * (values.dim() - 1))
 
 
-def class_sums(keys_KD: Tensor, query_ids_N: Tensor, key_ids_K: Tensor) -> Tensor:
-    """(N, D): the sum of the keys that have the id of the query."""
-    slot_N, slot_K, known_N = _place(query_ids_N, key_ids_K)
-    sums_KD = torch.zeros_like(keys_KD).index_add(0, slot_K, keys_KD)
-    return sums_KD[slot_N] * known_N[:, None]
+def class_counts(
+    query_ids_N: Tensor, key_ids_K: Tensor, group: ProcessGroup | None = None
+) -> Tensor:
+    """(N,) int64: how many keys (of all ranks of a group) have the id of the query."""
+    return _table(torch.ones_like(key_ids_K), query_ids_N, key_ids_K, group)
+
+
+def class_sums(
+    keys_KD: Tensor, query_ids_N: Tensor, key_ids_K: Tensor, group: ProcessGroup | None = None
+) -> Tensor:
+    """(N, D): the sum of the keys (of all ranks of a group) that have the id of the query."""
+    return _table(keys_KD, query_ids_N, key_ids_K, group)

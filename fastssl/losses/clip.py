@@ -10,6 +10,7 @@ One pass over the pairs gives the denominators of both directions.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,13 @@ from fastssl.losses.arguments import (
     is_readable,
 )
 from fastssl.losses.denominators import unit_rows
+from fastssl.losses.distributed import ids_over_ranks
 from fastssl.losses.matching import Matching, matched
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
 from fastssl.losses.options import Options
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 NAME = "clip_loss"
 
@@ -37,6 +42,7 @@ def clip_loss(
     *,
     options: Options | None = None,
     reduction: str = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Symmetric cross-entropy of N pairs of raw, un-normalised embeddings.
 
@@ -48,6 +54,8 @@ def clip_loss(
             one-element tensor with gradient.
         options: margin, smoothing, tau_plus, beta.
         reduction: "mean", "sum" or "none" (a loss per pair: the mean of its two directions).
+        group: ranks whose batches are one batch; None: this process alone. The loss is over local
+            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
 
     Returns:
         () or (N,) in float32 (float64 for float64 input).
@@ -56,11 +64,15 @@ def clip_loss(
         ValueError: an argument does not fit; the message names it.
     """
     check_reduction(NAME, reduction)
-    return clip_terms(image, text, logit_scale, options).reduced(reduction)
+    return clip_terms(image, text, logit_scale, options, group).reduced(reduction)
 
 
 def clip_terms(
-    image: Tensor, text: Tensor, logit_scale: float | Tensor, options: Options | None = None
+    image: Tensor,
+    text: Tensor,
+    logit_scale: float | Tensor,
+    options: Options | None = None,
+    group: ProcessGroup | None = None,
 ) -> Terms:
     """Losses per pair and what the metrics are read from; arguments of ``clip_loss``."""
     check_same_shape(NAME, image=image, text=text)
@@ -70,9 +82,10 @@ def clip_terms(
         if not math.isfinite(value) or value == 0.0:
             raise bad(NAME, "logit_scale", "finite and not zero", value)
     image_ND, text_ND = unit_rows(image), unit_rows(text)
-    ids_N = torch.arange(image.shape[0], device=image.device)
+    ids_N = ids_over_ranks(image, group=group)
     positive_N = (image_ND * text_ND).sum(1)
-    matching = Matching(image_ND, text_ND, positive_N, (ids_N, ids_N), whole=ALL_PAIRS)
+    ids = (ids_N, ids_N)
+    matching = Matching(image_ND, text_ND, positive_N, ids, whole=ALL_PAIRS, group=group)
     return matched(matching, scale, options, symmetric=True)
 
 
@@ -84,7 +97,7 @@ class CLIPLoss(nn.Module):
         max_scale: the factor is kept at most this (100 in the paper) by clamping the parameter
             itself before use, so that its gradient stays alive at the limit; None for no limit.
         learnable: whether ``log_scale`` asks for a gradient.
-        options, reduction: as of ``clip_loss``.
+        options, reduction, group: as of ``clip_loss``.
 
     Example:
         >>> import torch
@@ -101,6 +114,7 @@ class CLIPLoss(nn.Module):
         learnable: bool = True,
         options: Options | None = None,
         reduction: str = "mean",
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         check_reduction("CLIPLoss", reduction)
@@ -112,15 +126,19 @@ class CLIPLoss(nn.Module):
         self.max_scale = max_scale
         self.options = options
         self.reduction = reduction
+        self.group = group
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """Loss of (N, D) images and texts: () or, with reduction "none", (N,)."""
-        return clip_terms(image, text, self._scale(), self.options).reduced(self.reduction)
+        return self._terms(image, text).reduced(self.reduction)
 
     def with_metrics(self, image: Tensor, text: Tensor) -> tuple[Tensor, ContrastiveMetrics]:
         """The loss and what its forward tells beside it (top-1 of image to text)."""
-        terms = clip_terms(image, text, self._scale(), self.options)
+        terms = self._terms(image, text)
         return terms.reduced(self.reduction), terms.metrics()
+
+    def _terms(self, image: Tensor, text: Tensor) -> Terms:
+        return clip_terms(image, text, self._scale(), self.options, self.group)
 
     def _scale(self) -> Tensor:
         if self.max_scale is not None:

@@ -10,18 +10,28 @@ The negatives are the 2N - 2 rows of other samples in both views; w has no gradi
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from fastssl.losses.arguments import bad, check_reduction, scale_of
+from fastssl.losses.distributed import count_over_ranks, gather_rows
 from fastssl.losses.matching import log_negatives
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
 from fastssl.losses.options import PLAIN
 from fastssl.losses.two_views import two_views
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 
 def dcl_loss(
-    view0: Tensor, view1: Tensor, temperature: float | Tensor = 0.1, *, reduction: str = "mean"
+    view0: Tensor,
+    view1: Tensor,
+    temperature: float | Tensor = 0.1,
+    *,
+    reduction: str = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """DCL of raw, un-normalised embeddings.
 
@@ -30,6 +40,8 @@ def dcl_loss(
         view1: (N, D) of the same dtype; row i is the same sample.
         temperature: finite, non-zero; a float, or a one-element tensor to learn it.
         reduction: "mean" or "sum" over the M = 2N rows, or "none".
+        group: ranks whose batches are one batch; None: this process alone. The loss is over local
+            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
 
     Returns:
         () or (M,) in float32 (float64 for float64 input).
@@ -38,7 +50,7 @@ def dcl_loss(
         ValueError: an argument does not fit; the message names it.
     """
     check_reduction("dcl_loss", reduction)
-    return dcl_terms(view0, view1, temperature).reduced(reduction)
+    return dcl_terms(view0, view1, temperature, group).reduced(reduction)
 
 
 def dclw_loss(
@@ -48,35 +60,52 @@ def dclw_loss(
     *,
     sigma: float = 0.5,
     reduction: str = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """DCL with the positive weighted by 2 - N softmax(s_p / sigma); else as ``dcl_loss``."""
     check_reduction("dclw_loss", reduction)
-    return dclw_terms(view0, view1, temperature, sigma).reduced(reduction)
+    return dclw_terms(view0, view1, temperature, sigma, group).reduced(reduction)
 
 
-def dcl_terms(view0: Tensor, view1: Tensor, temperature: float | Tensor) -> Terms:
+def dcl_terms(
+    view0: Tensor,
+    view1: Tensor,
+    temperature: float | Tensor,
+    group: ProcessGroup | None = None,
+) -> Terms:
     """Losses per row of DCL and what the metrics are read from."""
-    return _terms("dcl_loss", view0, view1, temperature, None)
+    return _terms("dcl_loss", view0, view1, temperature, None, group)
 
 
-def dclw_terms(view0: Tensor, view1: Tensor, temperature: float | Tensor, sigma: float) -> Terms:
+def dclw_terms(
+    view0: Tensor,
+    view1: Tensor,
+    temperature: float | Tensor,
+    sigma: float,
+    group: ProcessGroup | None = None,
+) -> Terms:
     """Losses per row of DCLW and what the metrics are read from."""
     _check_sigma("dclw_loss", sigma)
-    return _terms("dclw_loss", view0, view1, temperature, sigma)
+    return _terms("dclw_loss", view0, view1, temperature, sigma, group)
 
 
 def _terms(
-    name: str, view0: Tensor, view1: Tensor, temperature: float | Tensor, sigma: float | None
+    name: str,
+    view0: Tensor,
+    view1: Tensor,
+    temperature: float | Tensor,
+    sigma: float | None,
+    group: ProcessGroup | None,
 ) -> Terms:
-    matching = two_views(name, view0, view1)
-    num_samples = view0.shape[0]
+    matching = two_views(name, view0, view1, group=group)
+    num_samples = count_over_ranks(view0, group=group)
     if num_samples < 2:
         raise bad(name, "view0", "of at least 2 samples, else nothing is negative", num_samples)
     scale = scale_of(name, temperature, view0)
     (log_M,), top_M, _ = log_negatives(matching, scale, PLAIN, False)
     pull_M = matching.positive_N * scale
     if sigma is not None:
-        share_N = (matching.positive_N.detach()[:num_samples] / sigma).softmax(0)
+        share_N = _softmax(matching.positive_N.detach()[: view0.shape[0]] / sigma, group)
         pull_M = pull_M * (2 - num_samples * share_N).repeat(2)
     return Terms(
         log_M - pull_M,
@@ -85,7 +114,15 @@ def _terms(
         top_M,
         scale,
         lambda: (matching.sums(), matching.counts()),
+        group=group,
     )
+
+
+def _softmax(x_N: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Softmax over the rows of all ranks."""
+    if group is None:
+        return x_N.softmax(0)
+    return (x_N - gather_rows(x_N, group=group).logsumexp(0)).exp()
 
 
 def _check_sigma(name: str, sigma: float) -> None:
@@ -98,7 +135,7 @@ class DCLLoss(nn.Module):
     """``dcl_loss`` as a module.
 
     Args:
-        temperature, reduction: as of ``dcl_loss``.
+        temperature, reduction, group: as of ``dcl_loss``.
 
     Example:
         >>> import torch
@@ -107,19 +144,26 @@ class DCLLoss(nn.Module):
         >>> DCLLoss(temperature=0.1)(z0, z1).backward()
     """
 
-    def __init__(self, temperature: float | Tensor = 0.1, *, reduction: str = "mean") -> None:
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.1,
+        *,
+        reduction: str = "mean",
+        group: ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
         check_reduction("DCLLoss", reduction)
         self.temperature = temperature
         self.reduction = reduction
+        self.group = group
 
     def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
         """Loss of two (N, D) views: () or, with reduction "none", (2N,)."""
-        return dcl_terms(view0, view1, self.temperature).reduced(self.reduction)
+        return dcl_terms(view0, view1, self.temperature, self.group).reduced(self.reduction)
 
     def with_metrics(self, view0: Tensor, view1: Tensor) -> tuple[Tensor, ContrastiveMetrics]:
         """The loss and what its forward tells beside it."""
-        terms = dcl_terms(view0, view1, self.temperature)
+        terms = dcl_terms(view0, view1, self.temperature, self.group)
         return terms.reduced(self.reduction), terms.metrics()
 
     def extra_repr(self) -> str:
@@ -130,7 +174,7 @@ class DCLWLoss(nn.Module):
     """``dclw_loss`` as a module.
 
     Args:
-        temperature, sigma, reduction: as of ``dclw_loss``.
+        temperature, sigma, reduction, group: as of ``dclw_loss``.
 
     Example:
         >>> import torch
@@ -140,7 +184,12 @@ class DCLWLoss(nn.Module):
     """
 
     def __init__(
-        self, temperature: float | Tensor = 0.1, *, sigma: float = 0.5, reduction: str = "mean"
+        self,
+        temperature: float | Tensor = 0.1,
+        *,
+        sigma: float = 0.5,
+        reduction: str = "mean",
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         check_reduction("DCLWLoss", reduction)
@@ -148,14 +197,17 @@ class DCLWLoss(nn.Module):
         self.temperature = temperature
         self.sigma = sigma
         self.reduction = reduction
+        self.group = group
 
     def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
         """Loss of two (N, D) views: () or, with reduction "none", (2N,)."""
-        return dclw_terms(view0, view1, self.temperature, self.sigma).reduced(self.reduction)
+        return dclw_terms(view0, view1, self.temperature, self.sigma, self.group).reduced(
+            self.reduction
+        )
 
     def with_metrics(self, view0: Tensor, view1: Tensor) -> tuple[Tensor, ContrastiveMetrics]:
         """The loss and what its forward tells beside it."""
-        terms = dclw_terms(view0, view1, self.temperature, self.sigma)
+        terms = dclw_terms(view0, view1, self.temperature, self.sigma, self.group)
         return terms.reduced(self.reduction), terms.metrics()
 
     def extra_repr(self) -> str:

@@ -7,11 +7,17 @@ positives (plain torch, O(N D)). Whatever changes where keys come from changes h
 # shapes: N queries, K keys, D embedding
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from fastssl.kernels.contrast.checks import Pairs
 from fastssl.kernels.contrast.op import ALL_PAIRS, Denominators, contrast, contrast_mean
+from fastssl.losses.distributed import gathered_denominators, gathered_symmetric
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 EPS = 1e-12  # of torch.nn.functional.normalize
 UNIT = 1.0
@@ -27,15 +33,41 @@ def denominators(
     pairs: Pairs = ALL_PAIRS,
     columns: bool = False,
     bound: float = UNIT,
+    group: ProcessGroup | None = None,
 ) -> Denominators:
     """``contrast``, or ``contrast_mean`` where the keys need no gradient: one pass, nothing saved.
 
-    Never in the precision of an autocast region: logits need float32 at least.
+    Never in the precision of an autocast region: logits need float32 at least. With a group the
+    keys are those of all ranks (labels mean the same on each); where the keys are the queries, no
+    row is a key of itself.
     """
     with torch.autocast(queries_ND.device.type, enabled=False):
+        if group is not None:
+            return _over_ranks(queries_ND, keys_KD, scale, pairs, columns, bound, group)
         if columns or keys_KD.requires_grad:
             return contrast(queries_ND, keys_KD, scale, pairs=pairs, columns=columns, bound=bound)
         return contrast_mean(queries_ND, keys_KD, scale, pairs=pairs, bound=bound)
+
+
+def _over_ranks(
+    queries_ND: Tensor,
+    keys_KD: Tensor,
+    scale: float | Tensor,
+    pairs: Pairs,
+    columns: bool,
+    bound: float,
+    group: ProcessGroup,
+) -> Denominators:
+    if queries_ND is not keys_KD:
+        assert pairs.rows is None, "row ids are of one process"
+        return gathered_denominators(
+            queries_ND, keys_KD, scale, group=group, pairs=pairs, columns=columns, bound=bound
+        )
+    assert not columns and (pairs.rows is not None or pairs.keep == "different")
+    labels = None if pairs.labels is None else pairs.labels[0]
+    return gathered_symmetric(
+        queries_ND, scale, group=group, keep=pairs.keep, labels=labels, bound=bound
+    )
 
 
 def unit_rows(h_ND: Tensor) -> Tensor:

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fastssl.kernels.soft_targets.op import soft_targets
 from fastssl.losses.crops import check_students, crop_list, other_crops
+from fastssl.losses.distributed import count_over_ranks, mean_over_ranks, sum_over_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def dino_loss(
@@ -19,6 +24,7 @@ def dino_loss(
     *,
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.04,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Loss (): the mean cross entropy over pairs of a teacher's crop and another of the student.
 
@@ -27,6 +33,8 @@ def dino_loss(
         teachers: (N, C) logits per global crop; no gradient flows into them.
         centre: (C,) subtracted from the teacher's logits.
         student_temperature, teacher_temperature: positive.
+        group: ranks whose batches are one batch; None: this process alone. The loss is over local
+            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
 
     Raises:
         ValueError: an argument does not fit; the message names it.
@@ -46,15 +54,17 @@ def dino_loss(
                 student_temperature=student_temperature,
                 teacher_temperature=teacher_temperature,
             )
-            losses.append(found.loss.mean())
-    return torch.stack(losses).mean()
+            losses.append(found.loss)
+    loss_N = torch.stack(losses).mean(0)
+    return loss_N.mean() if group is None else mean_over_ranks(loss_N, group=group)
 
 
 class DINOLoss(nn.Module):
     """``dino_loss`` with the centre as a buffer: an exponential mean of the teacher's logits.
 
     The centre moves after each loss of training mode (eq. 4); a batch is centred by what the
-    batches before it left. ``teacher_temperature`` may be set anew each epoch (DINO warms it up).
+    batches before it left. With a ``group`` (see ``dino_loss``) it is the mean over all ranks, the
+    same on each. ``teacher_temperature`` may be set anew each epoch (DINO warms it up).
 
     Example:
         >>> import torch
@@ -73,6 +83,7 @@ class DINOLoss(nn.Module):
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.04,
         centre_momentum: float = 0.9,
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if num_outputs < 1:
@@ -85,6 +96,7 @@ class DINOLoss(nn.Module):
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
         self.centre_momentum = centre_momentum
+        self.group = group
         self.register_buffer("centre", torch.zeros(num_outputs))
 
     def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
@@ -95,6 +107,7 @@ class DINOLoss(nn.Module):
             self.centre.clone(),  # the backward needs the centre of this batch
             student_temperature=self.student_temperature,
             teacher_temperature=self.teacher_temperature,
+            group=self.group,
         )
         if self.training:
             self.move_centre(teachers)
@@ -104,6 +117,9 @@ class DINOLoss(nn.Module):
     def move_centre(self, teachers: Sequence[Tensor]) -> None:
         """centre <- m centre + (1 - m) mean of the teacher's logits over crops and samples."""
         mean_C = torch.stack([crop.to(self.centre.dtype).mean(0) for crop in teachers]).mean(0)
+        if self.group is not None:
+            share = teachers[0].shape[0] / count_over_ranks(teachers[0], group=self.group)
+            mean_C = sum_over_ranks(mean_C * share, group=self.group)
         self.centre.lerp_(mean_C, 1 - self.centre_momentum)
 
     def extra_repr(self) -> str:

@@ -8,16 +8,21 @@
 a and the second sum's b run over the teacher's crops, the first sum's b over the student's.
 """
 
-# shapes: N samples, C outputs
+# shapes: N samples, C outputs, T crops of the teacher
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fastssl.kernels.soft_targets.op import soft_targets
 from fastssl.losses.crops import check_students, crop_list, other_crops
+from fastssl.losses.distributed import count_over_ranks, mean_over_ranks, sum_over_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def dissl_loss(
@@ -28,6 +33,7 @@ def dissl_loss(
     teacher_temperature: float = 0.5,
     maximality: float = 2.3,
     invariance: float = 0.8,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Loss () of the logits of all crops.
 
@@ -36,6 +42,9 @@ def dissl_loss(
         teachers: (N, C) per crop the teacher sees, at least two. Nothing is detached.
         student_temperature, teacher_temperature: positive.
         maximality: lambda, of the entropy of the batch marginal. invariance: beta.
+        group: ranks whose batches are one batch; None: this process alone. The loss is over local
+            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+            The marginal is that of all ranks' samples.
 
     Raises:
         ValueError: crops are too few or of different shapes, or a temperature is not positive.
@@ -45,7 +54,7 @@ def dissl_loss(
     teachers = crop_list("DISSLLoss", "teachers", teachers, at_least=2)
     students = crop_list("DISSLLoss", "students", students, at_least=2)
     check_students("DISSLLoss", students, teachers)
-    distil, invariant, entropies = [], [], []
+    distil, invariant, marginals = [], [], []
     for position, teacher in enumerate(teachers):
         marginal = None
         for student in other_crops(position, students):
@@ -56,9 +65,9 @@ def dissl_loss(
                 teacher_temperature=teacher_temperature,
                 marginal=marginal is None,
             )
-            distil.append(found.loss.mean())
+            distil.append(found.loss)
             marginal = found.marginal if marginal is None else marginal
-        entropies.append(entropy(marginal))
+        marginals.append(marginal)
         for other in other_crops(position, teachers):
             found = soft_targets(
                 other,
@@ -66,12 +75,20 @@ def dissl_loss(
                 student_temperature=teacher_temperature,
                 teacher_temperature=teacher_temperature,
             )
-            invariant.append(found.loss.mean())
-    return (
-        torch.stack(distil).mean()
-        - maximality * torch.stack(entropies).mean()
-        + invariance * torch.stack(invariant).mean()
-    )
+            invariant.append(found.loss)
+    loss_N = torch.stack(distil).mean(0) + invariance * torch.stack(invariant).mean(0)
+    marginals = _over_ranks(torch.stack(marginals), teachers[0], group)
+    entropies = torch.stack([entropy(marginal_C) for marginal_C in marginals])
+    mean = loss_N.mean() if group is None else mean_over_ranks(loss_N, group=group)
+    return mean - maximality * entropies.mean()
+
+
+def _over_ranks(marginals_TC: Tensor, rows: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The marginals of all ranks' rows from those of each rank's."""
+    if group is None:
+        return marginals_TC
+    share = rows.shape[0] / count_over_ranks(rows, group=group)
+    return sum_over_ranks(marginals_TC * share, group=group)
 
 
 def entropy(marginal_C: Tensor) -> Tensor:
@@ -81,7 +98,7 @@ def entropy(marginal_C: Tensor) -> Tensor:
 
 
 class DISSLLoss(nn.Module):
-    """``dissl_loss`` as a module.
+    """``dissl_loss`` as a module, ``group`` included.
 
     Example:
         >>> import torch
@@ -98,6 +115,7 @@ class DISSLLoss(nn.Module):
         *,
         maximality: float = 2.3,
         invariance: float = 0.8,
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.settings = {
@@ -106,10 +124,11 @@ class DISSLLoss(nn.Module):
             "maximality": maximality,
             "invariance": invariance,
         }
+        self.group = group
 
     def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
         """Loss () of the crops' logits, (N, C) each; see ``dissl_loss``."""
-        return dissl_loss(students, teachers, **self.settings)
+        return dissl_loss(students, teachers, **self.settings, group=self.group)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.settings.items())

@@ -141,6 +141,18 @@ def mean_over_ranks(loss_M: Tensor, *, group: dist.ProcessGroup) -> Tensor:
     return loss_M.sum() * (len(counts) / sum(counts))
 
 
+def count_over_ranks(rows: Tensor, *, group: dist.ProcessGroup | None) -> int:
+    """How many rows all ranks hold together; those held here without a group."""
+    return rows.shape[0] if group is None else sum(row_counts(group, rows)[0])
+
+
+def ids_over_ranks(rows: Tensor, *, group: dist.ProcessGroup | None) -> Tensor:
+    """int64 (n,): an id per local row that no other row of any rank has."""
+    if group is not None:
+        return global_rows(rows, group=group)
+    return torch.arange(rows.shape[0], device=rows.device)
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What does not change between forward and backward."""

@@ -6,6 +6,8 @@ loss_i = log sum_k exp(q_i . k_k / tau) - q_i . k_{p(i)} / tau
 # shapes: N queries, K keys, H hard negatives per query, D embedding
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -19,9 +21,13 @@ from fastssl.losses.arguments import (
     scale_of,
 )
 from fastssl.losses.denominators import unit_rows
+from fastssl.losses.distributed import ids_over_ranks
 from fastssl.losses.matching import Matching, matched
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
 from fastssl.losses.options import Options
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 NAME = "info_nce"
 
@@ -37,6 +43,7 @@ def info_nce(
     symmetric: bool = False,
     options: Options | None = None,
     reduction: str = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """InfoNCE of raw, un-normalised embeddings; detached keys cost no gradient and no memory.
 
@@ -52,6 +59,9 @@ def info_nce(
         symmetric: mean of both directions over N = K pairs.
         options: margin, smoothing, tau_plus, beta.
         reduction: "mean", "sum" or "none".
+        group: ranks whose batches are one batch; None: this process alone. The loss is over local
+            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+            Positives are local keys, the keys of all ranks are negatives; ids are of all ranks.
 
     Returns:
         () or (N,) in float32 (float64 for float64 input).
@@ -61,8 +71,9 @@ def info_nce(
     """
     check_reduction(NAME, reduction)
     return info_nce_terms(
-        queries, keys, temperature, positives, hard_negatives, sample_ids, symmetric, options
-    ).reduced(reduction)
+        queries, keys, temperature, positives, hard_negatives, sample_ids, symmetric, options,
+        group,
+    ).reduced(reduction)  # fmt: skip
 
 
 def info_nce_terms(
@@ -74,6 +85,7 @@ def info_nce_terms(
     sample_ids: Tensor | None = None,
     symmetric: bool = False,
     options: Options | None = None,
+    group: ProcessGroup | None = None,
 ) -> Terms:
     """Losses per query and what the metrics are read from; arguments of ``info_nce``."""
     check_embeddings(NAME, queries=queries, keys=keys)
@@ -83,8 +95,9 @@ def info_nce_terms(
         _check_hard(queries, hard_negatives, symmetric)
     q_ND, k_KD = unit_rows(queries), unit_rows(keys)
     own_ND = k_KD[: q_ND.shape[0]] if positives is None else k_KD[positives_N]
-    ids_K = torch.arange(k_KD.shape[0], device=k_KD.device)
-    if sample_ids is not None:
+    if sample_ids is None:
+        ids_K = ids_over_ranks(k_KD, group=group)
+    else:
         ids_K = checked_ids(NAME, "sample_ids", sample_ids, k_KD.shape[0], keys)
     hard_NH = None
     if hard_negatives is not None:
@@ -97,6 +110,7 @@ def info_nce_terms(
         (ids_K[positives_N], ids_K),
         whole=ALL_PAIRS if sample_ids is None else None,
         hard_NH=hard_NH,
+        group=group,
     )
     return matched(matching, scale, options, symmetric=symmetric)
 
@@ -139,8 +153,8 @@ class InfoNCELoss(nn.Module):
     """``info_nce`` as a module.
 
     Args:
-        temperature, symmetric, options, reduction: as of ``info_nce``; an ``nn.Parameter`` as
-            temperature is learnt.
+        temperature, symmetric, options, reduction, group: as of ``info_nce``; an ``nn.Parameter``
+            as temperature is learnt.
 
     Example:
         >>> import torch
@@ -156,6 +170,7 @@ class InfoNCELoss(nn.Module):
         symmetric: bool = False,
         options: Options | None = None,
         reduction: str = "mean",
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         check_reduction("InfoNCELoss", reduction)
@@ -163,6 +178,7 @@ class InfoNCELoss(nn.Module):
         self.symmetric = symmetric
         self.options = options
         self.reduction = reduction
+        self.group = group
 
     def forward(
         self,
@@ -193,7 +209,7 @@ class InfoNCELoss(nn.Module):
     def _terms(self, queries, keys, positives, hard_negatives, sample_ids) -> Terms:
         return info_nce_terms(
             queries, keys, self.temperature, positives, hard_negatives, sample_ids,
-            self.symmetric, self.options,
+            self.symmetric, self.options, self.group,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

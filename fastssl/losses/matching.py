@@ -11,6 +11,7 @@ With x = s / tau, per query i with positive p and negatives n:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,8 +20,12 @@ from fastssl.kernels.contrast.checks import Pairs
 from fastssl.kernels.contrast.op import ALL_PAIRS
 from fastssl.losses.classes import class_counts, class_sums
 from fastssl.losses.denominators import UNIT, denominators
+from fastssl.losses.distributed import count_over_ranks, sum_over_ranks
 from fastssl.losses.metrics import Terms
 from fastssl.losses.options import PLAIN, Options, debiased, hardened
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Matching:
     ids: of queries and keys; a key is a negative where they differ. None: every key is one.
     whole: the pairs of a denominator with the positive in it, where the op can form it at once.
     hard_NH: similarities of further negatives of each query.
+    group: ranks whose keys are the keys, k_KD being those held here; ids are of all ranks.
     """
 
     q_ND: Tensor
@@ -40,6 +46,7 @@ class Matching:
     whole: Pairs | None = None
     hard_NH: Tensor | None = None
     bound: float = UNIT
+    group: ProcessGroup | None = None
 
     @property
     def negatives(self) -> Pairs:
@@ -48,25 +55,28 @@ class Matching:
 
     def counts(self) -> Tensor:
         """(N,) how many negatives each query has."""
-        num_queries, num_keys = self.q_ND.shape[0], self.k_KD.shape[0]
-        count_N = self.positive_N.new_full((num_queries,), num_keys)
+        num_keys = count_over_ranks(self.k_KD, group=self.group)
+        count_N = self.positive_N.new_full((self.q_ND.shape[0],), num_keys)
         if self.ids is not None:
-            count_N = count_N - class_counts(*self.ids)
+            count_N = count_N - class_counts(*self.ids, self.group)
         return count_N if self.hard_NH is None else count_N + self.hard_NH.shape[1]
 
     def sums(self) -> Tensor:
         """(N,) sum of the similarities of each query and its negatives, in O((N + K) D)."""
         k_KD = self.k_KD.to(self.q_ND.dtype)
         pull_ND = k_KD.sum(0)
+        if self.group is not None:
+            pull_ND = sum_over_ranks(pull_ND, group=self.group)
         if self.ids is not None:
-            pull_ND = pull_ND - class_sums(k_KD, *self.ids)
+            pull_ND = pull_ND - class_sums(k_KD, *self.ids, self.group)
         sum_N = (self.q_ND * pull_ND).sum(1)
         return sum_N if self.hard_NH is None else sum_N + self.hard_NH.sum(1)
 
     def mirrored(self) -> Matching:
         """Keys ask, queries answer; pairs alone (N = K, no further negatives)."""
         assert self.ids is not None and self.hard_NH is None
-        return Matching(self.k_KD, self.q_ND, self.positive_N, (self.ids[1], self.ids[0]))
+        ids = (self.ids[1], self.ids[0])
+        return Matching(self.k_KD, self.q_ND, self.positive_N, ids, group=self.group)
 
 
 def matched(
@@ -82,8 +92,9 @@ def matched(
     logit_N = (matching.positive_N - margin) * scale
     if matching.whole is not None and not options.splits:
         found = denominators(
-            matching.q_ND, matching.k_KD, scale, pairs=matching.whole, columns=symmetric
-        )
+            matching.q_ND, matching.k_KD, scale,
+            pairs=matching.whole, columns=symmetric, group=matching.group,
+        )  # fmt: skip
         top_N, top_scale = found.top, scale
         rows_N = with_hard(found.rows, matching.hard_NH, scale)
         logs = [rows_N, found.cols] if symmetric else [rows_N]
@@ -102,7 +113,7 @@ def matched(
         top_N = torch.maximum(top_N, (matching.hard_NH.detach() * top_scale).amax(1))
     return Terms(
         loss_N, matching.positive_N, lambda: matching.positive_N, top_N, top_scale,
-        lambda: (matching.sums(), matching.counts()),
+        lambda: (matching.sums(), matching.counts()), group=matching.group,
     )  # fmt: skip
 
 
@@ -138,6 +149,7 @@ def _log_sums(
     found = denominators(
         matching.q_ND, matching.k_KD, scale,
         pairs=matching.negatives, columns=symmetric, bound=matching.bound,
+        group=matching.group,
     )  # fmt: skip
     rows_N = with_hard(found.rows, matching.hard_NH, scale)
     return [rows_N, found.cols] if symmetric else [rows_N], found.top

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastssl.losses.arguments import reduced
+from fastssl.losses.distributed import mean_over_ranks, sum_over_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 SLACK = 16
 """Rounding, in units of eps * scale, between a positive logit of torch and one of the kernel."""
@@ -35,7 +39,8 @@ class Terms:
 
     best: similarities of the best positives, to be compared with top_N (the largest logit of the
     denominator) at ``top_scale``. negatives: sums of similarities, and counts. Both are asked for
-    by ``metrics`` alone. counted_N: rows that have a positive; None where all have.
+    by ``metrics`` alone. counted_N: rows that have a positive; None where all have. group: ranks
+    over which "mean" is weighted; metrics are of the local rows.
     """
 
     loss_N: Tensor
@@ -45,12 +50,22 @@ class Terms:
     top_scale: float | Tensor
     negatives: Callable[[], tuple[Tensor, Tensor]]
     counted_N: Tensor | None = None
+    group: ProcessGroup | None = None
 
     def reduced(self, reduction: str) -> Tensor:
         """The loss: over the counted rows alone, 0 if there is none."""
+        if self.group is not None and reduction == "mean":
+            return self._mean_over_ranks(self.group)
         if self.counted_N is None or reduction != "mean":
             return reduced(self.loss_N, reduction)
         return self.loss_N.sum() / self.counted_N.sum().clamp_min(1)
+
+    def _mean_over_ranks(self, group: ProcessGroup) -> Tensor:
+        """Weighted so that the ranks' average is the mean over the counted rows of all ranks."""
+        if self.counted_N is None:
+            return mean_over_ranks(self.loss_N, group=group)
+        count = sum_over_ranks(self.counted_N.sum(), group=group).clamp_min(1)
+        return self.loss_N.sum() * group.size() / count
 
     @torch.no_grad()
     def metrics(self) -> ContrastiveMetrics:

@@ -6,7 +6,8 @@ loss_i = log(e^{q_i . k_i / tau} + sum_r e^{q_i . queue_r / tau}) - q_i . k_i / 
 # shapes: N queries, K queue rows, D embedding
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from fastssl.losses.denominators import ROUNDED_UNIT, UNIT, unit_rows
 from fastssl.losses.matching import Matching, matched
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
 from fastssl.losses.options import Options
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 NAME = "moco_loss"
 
@@ -40,6 +44,7 @@ def moco_loss(
     *,
     options: Options | None = None,
     reduction: str = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """InfoNCE against a queue, loss and query gradient in one pass over it.
 
@@ -53,6 +58,9 @@ def moco_loss(
         temperature: finite, non-zero; a float, or a one-element tensor to learn it.
         options: margin, smoothing, tau_plus, beta.
         reduction: "mean", "sum" or "none".
+        group: ranks whose batches are one batch; None: this process alone. The loss is over local
+            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+            Every rank holds the same queue: ``KeyQueue(group=...)`` takes the keys of all.
 
     Returns:
         () or (N,) in float32 (float64 if an operand is).
@@ -61,7 +69,7 @@ def moco_loss(
         ValueError: an argument does not fit; the message names it.
     """
     check_reduction(NAME, reduction)
-    return moco_terms(query, key, queue, temperature, options).reduced(reduction)
+    return moco_terms(query, key, queue, temperature, options, group).reduced(reduction)
 
 
 def moco_terms(
@@ -70,6 +78,7 @@ def moco_terms(
     queue: Tensor | Queue,
     temperature: float | Tensor,
     options: Options | None = None,
+    group: ProcessGroup | None = None,
 ) -> Terms:
     """Losses per query and what the metrics are read from; arguments of ``moco_loss``."""
     check_same_shape(NAME, query=query, key=key)
@@ -84,7 +93,7 @@ def moco_terms(
         None,
         bound=ROUNDED_UNIT if rounded else UNIT,
     )
-    return matched(matching, scale, options)
+    return replace(matched(matching, scale, options), group=group)
 
 
 def _checked_queue(query: Tensor, queue: Tensor | Queue) -> Tensor:
@@ -107,7 +116,7 @@ class MoCoLoss(nn.Module):
     """``moco_loss`` as a module; the queue is an argument, not a state.
 
     Args:
-        temperature, options, reduction: as of ``moco_loss``.
+        temperature, options, reduction, group: as of ``moco_loss``.
 
     Example:
         >>> import torch
@@ -123,24 +132,29 @@ class MoCoLoss(nn.Module):
         *,
         options: Options | None = None,
         reduction: str = "mean",
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         check_reduction("MoCoLoss", reduction)
         self.temperature = temperature
         self.options = options
         self.reduction = reduction
+        self.group = group
 
     def forward(self, query: Tensor, key: Tensor, queue: Tensor | Queue) -> Tensor:
         """Loss of (N, D) queries and keys and a (K, D) queue: () or (N,)."""
-        terms = moco_terms(query, key, queue, self.temperature, self.options)
+        terms = self._terms(query, key, queue)
         return terms.reduced(self.reduction)
 
     def with_metrics(
         self, query: Tensor, key: Tensor, queue: Tensor | Queue
     ) -> tuple[Tensor, ContrastiveMetrics]:
         """The loss and what its forward tells beside it."""
-        terms = moco_terms(query, key, queue, self.temperature, self.options)
+        terms = self._terms(query, key, queue)
         return terms.reduced(self.reduction), terms.metrics()
+
+    def _terms(self, query: Tensor, key: Tensor, queue: Tensor | Queue) -> Terms:
+        return moco_terms(query, key, queue, self.temperature, self.options, self.group)
 
     def extra_repr(self) -> str:
         return (

@@ -10,6 +10,7 @@ without ids are handed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,12 @@ from fastssl.losses.arguments import (
     scale_of,
 )
 from fastssl.losses.denominators import unit_rows
+from fastssl.losses.distributed import ids_over_ranks
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
 from fastssl.losses.supcon import rows_out_terms
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 NAME = "multi_crop_ntxent"
 
@@ -35,6 +40,7 @@ def multi_crop_ntxent(
     *,
     ids: Sequence[Tensor] | None = None,
     reduction: str = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """NT-Xent over crops; rows with the same sample id are each other's positives.
 
@@ -44,6 +50,9 @@ def multi_crop_ntxent(
         ids: per crop an integer (N_c,) of sample ids; None: row n of every crop is sample n, and
             all crops are of one shape.
         reduction: "mean" over the rows that have a positive, "sum", or "none" (0 for the others).
+        group: ranks whose batches are one batch; None: this process alone. The loss is over local
+            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+            Ids mean the same on all ranks; None: no sample is on two ranks.
 
     Returns:
         () or (M,), the rows of crop 0 first, in float32 (float64 for float64 input).
@@ -52,29 +61,34 @@ def multi_crop_ntxent(
         ValueError: an argument does not fit; the message names it.
     """
     check_reduction(NAME, reduction)
-    if ids is None and not isinstance(crops, Tensor) and len(crops) > 1:
+    if group is None and ids is None and not isinstance(crops, Tensor) and len(crops) > 1:
         return ntxent(crops, temperature, reduction=reduction)
-    return multi_crop_terms(crops, temperature, ids).reduced(reduction)
+    return multi_crop_terms(crops, temperature, ids, group).reduced(reduction)
 
 
 def multi_crop_terms(
-    crops: Sequence[Tensor], temperature: float | Tensor, ids: Sequence[Tensor] | None
+    crops: Sequence[Tensor],
+    temperature: float | Tensor,
+    ids: Sequence[Tensor] | None,
+    group: ProcessGroup | None = None,
 ) -> Terms:
     """Losses per row; top-1 is NaN where a row has several positives."""
     if isinstance(crops, Tensor) or len(crops) < 1:
         raise bad(NAME, "crops", "a list of (N_c, D) tensors", type(crops).__name__)
     check_embeddings(NAME, **{f"crops[{c}]": crop for c, crop in enumerate(crops)})
-    ids_M = _stacked_ids(crops, ids)
+    ids_M = _stacked_ids(crops, ids, group)
     z_MD = unit_rows(torch.cat(list(crops)))
-    return rows_out_terms(z_MD, ids_M, scale_of(NAME, temperature, crops[0]))
+    return rows_out_terms(z_MD, ids_M, scale_of(NAME, temperature, crops[0]), group)
 
 
-def _stacked_ids(crops: Sequence[Tensor], ids: Sequence[Tensor] | None) -> Tensor:
+def _stacked_ids(
+    crops: Sequence[Tensor], ids: Sequence[Tensor] | None, group: ProcessGroup | None
+) -> Tensor:
     if ids is None:
         sizes = [crop.shape[0] for crop in crops]
         if len(set(sizes)) > 1:
             raise bad(NAME, "ids", f"given for crops of different sizes {sizes}", None)
-        return torch.arange(sizes[0], device=crops[0].device).repeat(len(crops))
+        return ids_over_ranks(crops[0], group=group).repeat(len(crops))
     if isinstance(ids, Tensor) or len(ids) != len(crops):
         raise bad(NAME, "ids", f"a list of {len(crops)} tensors, one per crop", type(ids).__name__)
     checked = [
@@ -88,7 +102,7 @@ class MultiCropNTXentLoss(nn.Module):
     """``multi_crop_ntxent`` as a module.
 
     Args:
-        temperature, reduction: as of ``multi_crop_ntxent``.
+        temperature, reduction, group: as of ``multi_crop_ntxent``.
 
     Example:
         >>> import torch
@@ -97,21 +111,30 @@ class MultiCropNTXentLoss(nn.Module):
         >>> loss = MultiCropNTXentLoss(0.1)(*large, *small)
     """
 
-    def __init__(self, temperature: float | Tensor = 0.1, *, reduction: str = "mean") -> None:
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.1,
+        *,
+        reduction: str = "mean",
+        group: ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
         check_reduction("MultiCropNTXentLoss", reduction)
         self.temperature = temperature
         self.reduction = reduction
+        self.group = group
 
     def forward(self, *crops: Tensor, ids: Sequence[Tensor] | None = None) -> Tensor:
         """Loss of (N_c, D) crops: () or, with reduction "none", (M,)."""
-        return multi_crop_ntxent(crops, self.temperature, ids=ids, reduction=self.reduction)
+        return multi_crop_ntxent(
+            crops, self.temperature, ids=ids, reduction=self.reduction, group=self.group
+        )
 
     def with_metrics(
         self, *crops: Tensor, ids: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, ContrastiveMetrics]:
         """The loss and its metrics; top-1 is NaN where a row has several positives."""
-        terms = multi_crop_terms(crops, self.temperature, ids)
+        terms = multi_crop_terms(crops, self.temperature, ids, self.group)
         return terms.reduced(self.reduction), terms.metrics()
 
     def extra_repr(self) -> str:

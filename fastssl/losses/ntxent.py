@@ -69,8 +69,6 @@ class NTXentLoss(nn.Module):
         self.reduction = reduction
         self.options = options
         self.group = group
-        if group is not None and options not in (None, PLAIN):
-            raise bad("NTXentLoss", "options", "None with a group", options)
 
     def forward(self, *views_ND: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         """Loss of two or more (N, D) views: () or, with reduction "none", (V * N,).
@@ -79,14 +77,12 @@ class NTXentLoss(nn.Module):
         With two views, ``sample_ids`` (N,) takes the rows of one id out of each other's
         negatives; the own partner stays.
         """
-        if self.group is not None:
-            if sample_ids is not None:
-                raise bad("NTXentLoss", "sample_ids", "None with a group", "ids")
+        if sample_ids is None and self.options in (None, PLAIN):
+            if self.group is None:
+                return ntxent(views_ND, self.temperature, reduction=self.reduction)
             return gathered_ntxent(
                 views_ND, self.temperature, reduction=self.reduction, group=self.group
             )
-        if sample_ids is None and self.options in (None, PLAIN):
-            return ntxent(views_ND, self.temperature, reduction=self.reduction)
         return self._terms(views_ND, sample_ids).reduced(self.reduction)
 
     def with_metrics(
@@ -100,11 +96,11 @@ class NTXentLoss(nn.Module):
         if len(views_ND) == 2:
             return two_view_terms(
                 "NTXentLoss", *views_ND, self.temperature,
-                sample_ids=sample_ids, options=self.options,
+                sample_ids=sample_ids, options=self.options, group=self.group,
             )  # fmt: skip
         if sample_ids is not None or self.options not in (None, PLAIN) or len(views_ND) < 2:
             raise bad("NTXentLoss", "views", "two with options or sample_ids", len(views_ND))
-        return multi_crop_terms(views_ND, self.temperature, None)
+        return multi_crop_terms(views_ND, self.temperature, None, self.group)
 
     def extra_repr(self) -> str:
         options = "" if self.options is None else f", options={self.options}"

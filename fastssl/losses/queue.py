@@ -3,12 +3,17 @@
 # shapes: N keys of a batch, K rows of a queue, D features, Q queues
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.kernels.enqueue.op import enqueue
+from fastssl.losses.distributed import gather_rows
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -25,7 +30,7 @@ class KeyQueue(nn.Module):
         dtype: of the rows; bfloat16 halves what a loss reads, float32 keeps every bit.
         seed: of the random unit rows the queue starts with.
         group: a process group whose keys are gathered, in the order of the ranks, before a write;
-            every rank must bring as many.
+            a rank may bring more than another.
 
     Attributes:
         rows: (K, D) or (Q, K, D). pointer: int64, () or (Q,): where the next key goes.
@@ -50,7 +55,7 @@ class KeyQueue(nn.Module):
         num_queues: int | None = None,
         dtype: torch.dtype = torch.bfloat16,
         seed: int = 0,
-        group: dist.ProcessGroup | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         for name, size in (("num_keys", num_keys), ("width", width), ("num_queues", num_queues)):
@@ -100,8 +105,6 @@ class KeyQueue(nn.Module):
         return f"rows={tuple(self.rows.shape)}, dtype={self.rows.dtype}"
 
 
-def gathered(keys: Tensor, group: dist.ProcessGroup) -> Tensor:
+def gathered(keys: Tensor, group: ProcessGroup) -> Tensor:
     """The keys of every rank of the group, in the order of the ranks, along the axis of N."""
-    parts = [torch.empty_like(keys) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, keys.contiguous(), group=group)
-    return torch.cat(parts, dim=-2)
+    return gather_rows(keys.movedim(-2, 0), group=group).movedim(0, -2)

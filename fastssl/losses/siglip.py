@@ -26,6 +26,7 @@ class SigLIPLoss(nn.Module):
     Args:
         scale: initial scale; the parameter ``log_scale`` holds its logarithm, as in the paper.
         bias: initial value of the parameter ``bias``.
+        group: None alone; pairs over ranks are not exact here yet and refused by ValueError.
 
     Example:
         >>> import torch
@@ -34,8 +35,12 @@ class SigLIPLoss(nn.Module):
         >>> SigLIPLoss()(image, text).backward()
     """
 
-    def __init__(self, scale: float = 10.0, bias: float = -10.0) -> None:
+    def __init__(self, scale: float = 10.0, bias: float = -10.0, *, group: object = None) -> None:
         super().__init__()
+        if group is not None:
+            raise ValueError(
+                f"SigLIPLoss: group must be None (pairs over ranks are missing); received {group!r}"
+            )
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(f"SigLIPLoss: scale must be finite and positive; received {scale}")
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))

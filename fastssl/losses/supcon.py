@@ -12,6 +12,7 @@ Rows without a positive have no loss: they are left out of the mean (but stay in
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,11 @@ from fastssl.losses.arguments import (
 )
 from fastssl.losses.classes import class_counts, class_sums
 from fastssl.losses.denominators import denominators, unit_rows
+from fastssl.losses.distributed import count_over_ranks, ids_over_ranks, sum_over_ranks
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def sup_con_out(
@@ -35,6 +40,7 @@ def sup_con_out(
     temperature: float | Tensor = 0.1,
     *,
     reduction: str = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """SupCon with the positives outside the logarithm (L_out), in O(M D) beside the denominators.
 
@@ -43,6 +49,9 @@ def sup_con_out(
         labels: integer (M,) or (N,), a label or an id; None with views: a label per sample.
         temperature: finite, non-zero; a float, or a one-element tensor to learn it.
         reduction: "mean" over the rows that have a positive, "sum", or "none" (0 for the others).
+        group: ranks whose batches are one batch; None: this process alone. The loss is over local
+            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+            Labels mean the same on all ranks; None with views: no sample is on two ranks.
 
     Returns:
         () or (M,), rows in the order of ``embeddings.flatten(0, -2)``, in float32 (float64 for
@@ -52,7 +61,7 @@ def sup_con_out(
         ValueError: an argument does not fit; the message names it.
     """
     check_reduction("sup_con_out", reduction)
-    return out_terms(embeddings, labels, temperature).reduced(reduction)
+    return out_terms(embeddings, labels, temperature, group).reduced(reduction)
 
 
 def sup_con_in(
@@ -61,24 +70,32 @@ def sup_con_in(
     temperature: float | Tensor = 0.1,
     *,
     reduction: str = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """SupCon with the positives inside the logarithm (L_in); arguments as of ``sup_con_out``."""
     check_reduction("sup_con_in", reduction)
-    return in_terms(embeddings, labels, temperature).reduced(reduction)
+    return in_terms(embeddings, labels, temperature, group).reduced(reduction)
 
 
-def out_terms(embeddings: Tensor, labels: Tensor | None, temperature: float | Tensor) -> Terms:
+def out_terms(
+    embeddings: Tensor,
+    labels: Tensor | None,
+    temperature: float | Tensor,
+    group: ProcessGroup | None = None,
+) -> Terms:
     """Losses per row of L_out; top-1 of several positives would need a second pass: NaN."""
     name = "sup_con_out"
-    z_MD, labels_M = _rows(name, embeddings, labels)
-    return rows_out_terms(z_MD, labels_M, scale_of(name, temperature, embeddings))
+    z_MD, labels_M = _rows(name, embeddings, labels, group)
+    return rows_out_terms(z_MD, labels_M, scale_of(name, temperature, embeddings), group)
 
 
-def rows_out_terms(z_MD: Tensor, labels_M: Tensor, scale: float | Tensor) -> Terms:
+def rows_out_terms(
+    z_MD: Tensor, labels_M: Tensor, scale: float | Tensor, group: ProcessGroup | None = None
+) -> Terms:
     """L_out of unit rows."""
     row_M = torch.arange(z_MD.shape[0], device=z_MD.device)
-    found = denominators(z_MD, z_MD, scale, pairs=Pairs(rows=(row_M, row_M)))
-    counts_M, positive_M = _positives(z_MD, labels_M)
+    found = denominators(z_MD, z_MD, scale, pairs=Pairs(rows=(row_M, row_M)), group=group)
+    counts_M, positive_M = _positives(z_MD, labels_M, group)
     some_M = counts_M > 0
     loss_M = torch.where(some_M, found.rows - positive_M * scale, 0.0)
 
@@ -86,30 +103,38 @@ def rows_out_terms(z_MD: Tensor, labels_M: Tensor, scale: float | Tensor) -> Ter
         """With one positive the mean is the best; of more only the mean is known."""
         return torch.where((counts_M <= 1).all(), positive_M, torch.nan)
 
-    negatives = _negatives(z_MD, counts_M, positive_M)
-    return Terms(loss_M, positive_M, best, found.top, scale, negatives, some_M)
+    negatives = _negatives(z_MD, counts_M, positive_M, group)
+    return Terms(loss_M, positive_M, best, found.top, scale, negatives, some_M, group)
 
 
-def in_terms(embeddings: Tensor, labels: Tensor | None, temperature: float | Tensor) -> Terms:
+def in_terms(
+    embeddings: Tensor,
+    labels: Tensor | None,
+    temperature: float | Tensor,
+    group: ProcessGroup | None = None,
+) -> Terms:
     """Losses per row of L_in and what the metrics are read from."""
     name = "sup_con_in"
-    z_MD, labels_M = _rows(name, embeddings, labels)
+    z_MD, labels_M = _rows(name, embeddings, labels, group)
     scale = scale_of(name, temperature, embeddings)
     row_M = torch.arange(z_MD.shape[0], device=z_MD.device)
     rows = (row_M, row_M)
-    found = denominators(z_MD, z_MD, scale, pairs=Pairs(rows=rows))
-    same = denominators(
-        z_MD, z_MD, scale, pairs=Pairs(keep="same", labels=(labels_M, labels_M), rows=rows)
-    )
-    counts_M, positive_M = _positives(z_MD, labels_M)
+    found = denominators(z_MD, z_MD, scale, pairs=Pairs(rows=rows), group=group)
+    pairs = Pairs(keep="same", labels=(labels_M, labels_M), rows=rows)
+    same = denominators(z_MD, z_MD, scale, pairs=pairs, group=group)
+    counts_M, positive_M = _positives(z_MD, labels_M, group)
     some_M = counts_M > 0
     log_counts_M = counts_M.clamp_min(1).to(z_MD.dtype).log()
     loss_M = torch.where(some_M, found.rows - same.rows + log_counts_M, 0.0)
-    negatives = _negatives(z_MD, counts_M, positive_M)
-    return Terms(loss_M, positive_M, lambda: same.top / scale, found.top, scale, negatives, some_M)
+    negatives = _negatives(z_MD, counts_M, positive_M, group)
+    return Terms(
+        loss_M, positive_M, lambda: same.top / scale, found.top, scale, negatives, some_M, group
+    )
 
 
-def _rows(name: str, embeddings: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+def _rows(
+    name: str, embeddings: Tensor, labels: Tensor | None, group: ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
     """Unit rows (M, D) and their labels (M,)."""
     if not isinstance(embeddings, Tensor):
         raise bad(name, "embeddings", "a tensor, (M, D) or (N, V, D)", type(embeddings).__name__)
@@ -122,25 +147,29 @@ def _rows(name: str, embeddings: Tensor, labels: Tensor | None) -> tuple[Tensor,
     if labels is None:
         if embeddings.dim() == 2:
             raise bad(name, "labels", "given for (M, D) embeddings", None)
-        labels = torch.arange(num_samples, device=embeddings.device)
+        labels = ids_over_ranks(embeddings, group=group)
     labels_N = checked_ids(name, "labels", labels, num_samples, embeddings)
     labels_M = labels_N.repeat_interleave(num_rows // num_samples, output_size=num_rows)
     return unit_rows(h_MD), labels_M
 
 
-def _positives(z_MD: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
+def _positives(z_MD: Tensor, labels_M: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """(M,) number of positives and (M,) mean similarity to them, 0 without; no M x M mask."""
-    counts_M = class_counts(labels_M, labels_M) - 1
-    others_MD = class_sums(z_MD, labels_M, labels_M) - z_MD
+    counts_M = class_counts(labels_M, labels_M, group) - 1
+    others_MD = class_sums(z_MD, labels_M, labels_M, group) - z_MD
     return counts_M, (z_MD * others_MD).sum(1) / counts_M.clamp_min(1)
 
 
 def _negatives(
-    z_MD: Tensor, counts_M: Tensor, positive_M: Tensor
+    z_MD: Tensor, counts_M: Tensor, positive_M: Tensor, group: ProcessGroup | None
 ) -> Callable[[], tuple[Tensor, Tensor]]:
     def negatives() -> tuple[Tensor, Tensor]:
-        total_M = (z_MD * (z_MD.sum(0) - z_MD)).sum(1)
-        return total_M - positive_M * counts_M, z_MD.shape[0] - 1 - counts_M
+        sum_D = z_MD.sum(0)
+        if group is not None:
+            sum_D = sum_over_ranks(sum_D, group=group)
+        total_M = (z_MD * (sum_D - z_MD)).sum(1)
+        num_rows = count_over_ranks(z_MD, group=group)
+        return total_M - positive_M * counts_M, num_rows - 1 - counts_M
 
     return negatives
 
@@ -152,7 +181,7 @@ class SupConLoss(nn.Module):
     """``sup_con_out`` or ``sup_con_in`` as a module.
 
     Args:
-        temperature, reduction: as of ``sup_con_out``.
+        temperature, reduction, group: as of ``sup_con_out``.
         form: "out" (the paper's choice) or "in".
 
     Example:
@@ -162,7 +191,12 @@ class SupConLoss(nn.Module):
     """
 
     def __init__(
-        self, temperature: float | Tensor = 0.1, *, form: str = "out", reduction: str = "mean"
+        self,
+        temperature: float | Tensor = 0.1,
+        *,
+        form: str = "out",
+        reduction: str = "mean",
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         check_reduction("SupConLoss", reduction)
@@ -171,17 +205,18 @@ class SupConLoss(nn.Module):
         self.temperature = temperature
         self.form = form
         self.reduction = reduction
+        self.group = group
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
         """Loss of (M, D) rows or (N, V, D) views and their labels: () or (M,)."""
-        terms = FORMS[self.form](embeddings, labels, self.temperature)
+        terms = FORMS[self.form](embeddings, labels, self.temperature, self.group)
         return terms.reduced(self.reduction)
 
     def with_metrics(
         self, embeddings: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, ContrastiveMetrics]:
         """The loss and its metrics; top-1 is NaN for "out" where a row has several positives."""
-        terms = FORMS[self.form](embeddings, labels, self.temperature)
+        terms = FORMS[self.form](embeddings, labels, self.temperature, self.group)
         return terms.reduced(self.reduction), terms.metrics()
 
     def extra_repr(self) -> str:

@@ -4,20 +4,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fastssl.kernels.soft_targets.op import given_targets
 from fastssl.losses.crops import crop_list, other_crops
+from fastssl.losses.distributed import gather_rows, mean_over_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
+def sinkhorn(
+    scores: Tensor,
+    *,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    group: ProcessGroup | None = None,
+) -> Tensor:
     """Codes (N, C): the softmax of scores / epsilon, balanced over the prototypes.
 
     The iterations of algorithm 1 run on logarithms, so that no epsilon is too small. Rows sum to
-    one. float32 (float64 for float64), without gradient.
+    one. float32 (float64 for float64), without gradient. With a group the rows of all ranks are
+    balanced together; those held here are returned.
 
     Raises:
         ValueError: scores are not (N, C), epsilon not positive, iterations not at least 1.
@@ -37,6 +49,8 @@ def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> T
     row_N1 = torch.zeros_like(logits_NC[:, :1])
     for _ in range(iterations):
         column_C = -(logits_NC + row_N1).logsumexp(0)
+        if group is not None:
+            column_C = -gather_rows(-column_C[None], group=group).logsumexp(0)
         row_N1 = -(logits_NC + column_C).logsumexp(1, keepdim=True)
     return (logits_NC + column_C).softmax(1)
 
@@ -49,6 +63,7 @@ def swav_loss(
     epsilon: float = 0.05,
     iterations: int = 3,
     queue_scores: Sequence[Tensor] | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Loss () of the scores of all crops: the codes of one crop are predicted from every other.
 
@@ -57,6 +72,9 @@ def swav_loss(
         num_assigned: codes are taken of the first so many crops (SwAV: the two large ones).
         temperature: of the predictions. epsilon, iterations: of ``sinkhorn``.
         queue_scores: one (Q, C) per assigned crop; they take part in its balancing only.
+        group: ranks whose batches are one batch; None: this process alone. The loss is over local
+            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+            Codes are balanced over all ranks, queues included: each rank brings its own part.
 
     Raises:
         ValueError: an argument does not fit; the message names it.
@@ -74,14 +92,15 @@ def swav_loss(
     for position in range(num_assigned):
         rows = scores[position].detach()
         balanced = rows if queue_scores is None else torch.cat([rows, queue_scores[position]])
-        codes = sinkhorn(balanced, epsilon=epsilon, iterations=iterations)[: len(rows)]
+        codes = sinkhorn(balanced, epsilon=epsilon, iterations=iterations, group=group)
         for other in other_crops(position, scores):
-            losses.append(given_targets(other, codes, temperature=temperature).mean())
-    return torch.stack(losses).mean()
+            losses.append(given_targets(other, codes[: len(rows)], temperature=temperature))
+    loss_N = torch.stack(losses).mean(0)
+    return loss_N.mean() if group is None else mean_over_ranks(loss_N, group=group)
 
 
 class SwAVLoss(nn.Module):
-    """``swav_loss`` as a module.
+    """``swav_loss`` as a module, ``group`` included.
 
     Example:
         >>> import torch
@@ -99,12 +118,14 @@ class SwAVLoss(nn.Module):
         epsilon: float = 0.05,
         iterations: int = 3,
         num_assigned: int = 2,
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.temperature = temperature
         self.epsilon = epsilon
         self.iterations = iterations
         self.num_assigned = num_assigned
+        self.group = group
 
     def forward(
         self, scores: Sequence[Tensor], queue_scores: Sequence[Tensor] | None = None
@@ -117,6 +138,7 @@ class SwAVLoss(nn.Module):
             epsilon=self.epsilon,
             iterations=self.iterations,
             queue_scores=queue_scores,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:

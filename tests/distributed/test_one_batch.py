@@ -1,48 +1,74 @@
-"""W ranks with a part of the batch each do what one process does with the whole batch, to 1e-12."""
+"""W ranks with a part of the batch each do what one process does with the whole batch, to 1e-12.
+
+That one process computes the paper's loss is shown by tests/losses/test_equations.py.
+"""
 
 from __future__ import annotations
+
+from functools import cache
 
 import pytest
 import torch
 
-from tests.distributed.compositions import MODELS, batches, train, train_as_rank
+from tests.distributed.models import CASES, PAPERS, Model, batches, train, train_as_rank
 
 STEPS, SAMPLES = 10, 24
-NOTHING_GOES_ROUND = {"MoCo", "Marginal"}
-CASES = [(name, "gather") for name in MODELS]
-CASES += [(name, "ring") for name in MODELS if name not in NOTHING_GOES_ROUND]
 # Ten float64 steps sum 24 rows in another order: some 1e-15 each, amplified by training.
 RELATIVE = 1e-12
 
 
+@cache
 def whole(name):
-    """What one process does, by the textbook's formula."""
-    return train(MODELS[name](), batches(STEPS, SAMPLES))
+    """What one process does."""
+    return train(Model(name), batches(STEPS, SAMPLES))
 
 
 def assert_same(found, expected, what):
-    error = (found - expected).norm() / expected.norm()
+    error = (found - expected).double().norm() / expected.double().norm().clamp_min(1e-30)
     assert error <= RELATIVE, f"{what}: relative error {error:.1e}"
 
 
-def assert_one_batch(ranks, expected):
+def assert_one_batch(ranks, expected, loss):
     average = torch.stack([rank["losses"] for rank in ranks]).mean(0)
-    assert_same(average, expected["losses"], "losses")
+    assert_same(average, expected["losses"], f"{loss}: losses")
     for kind in ("gradients", "weights"):
         for rank in ranks:
             assert rank[kind].keys() == expected[kind].keys()
             for name, tensor in expected[kind].items():
-                assert_same(rank[kind][name], tensor, f"{kind} {name}")
+                assert_same(rank[kind][name], tensor, f"{loss}: {kind} {name}")
 
 
-@pytest.mark.parametrize(("name", "exchange"), CASES)
-def test_ranks_train_like_one_process_on_the_whole_batch(world, name, exchange):
+@pytest.fixture(
+    params=["one", "two", pytest.param("four", marks=pytest.mark.slow)], scope="session"
+)
+def ranks(request):
+    """The world and what its ranks did with equal parts, all losses in one call."""
+    world = request.getfixturevalue(request.param)
     counts = [SAMPLES // world.size] * world.size
-    ranks = world.run(train_as_rank, name, exchange, counts, STEPS)
-    assert_one_batch(ranks, whole(name))
+    return world.run(train_as_rank, list(CASES), counts, STEPS)
 
 
-@pytest.mark.parametrize(("name", "exchange"), CASES)
-def test_parts_of_unequal_size_are_weighted_exactly(two, name, exchange):
-    ranks = two.run(train_as_rank, name, exchange, [15, 9], STEPS)
-    assert_one_batch(ranks, whole(name))
+@pytest.fixture(scope="session")
+def uneven_ranks(two):
+    return two.run(train_as_rank, list(CASES), [15, 9], STEPS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_train_like_one_process_on_the_whole_batch(ranks, name):
+    assert_one_batch([rank[name] for rank in ranks], whole(name), name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parts_of_unequal_size_are_weighted_exactly(uneven_ranks, name):
+    assert_one_batch([rank[name] for rank in uneven_ranks], whole(name), name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_moves_every_weight(name):
+    before, after = Model(name).state_dict(), whole(name)["weights"]
+    for weight in before:
+        assert not torch.equal(before[weight], after[weight]), weight
+
+
+def test_every_loss_of_the_promise_is_here():
+    assert set(PAPERS) <= set(CASES)
