@@ -44,6 +44,12 @@ class Labelled:
             yield self.render(np.arange(begin, min(begin + batch_size, n)))
 
 
+def part(index_N: np.ndarray, shard: tuple[int, int]) -> np.ndarray:
+    """The rows of rank ``shard[0]`` of ``shard[1]``, contiguous, in rank order."""
+    rank, size = shard
+    return index_N[rank * len(index_N) // size : (rank + 1) * len(index_N) // size]
+
+
 def check_batch_size(batch_size: int, num_samples: int, name: str) -> None:
     """ValueError when one epoch of ``name`` would hold no full batch."""
     if batch_size < 1:

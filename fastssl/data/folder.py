@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fastssl.augment import keyed
 from fastssl.augment.policy import Policy, draw, simclr
-from fastssl.data.batch import Batch, Labelled, check_batch_size
+from fastssl.data.batch import Batch, Labelled, check_batch_size, part
 from fastssl.data.dali_reader import DaliReader
 from fastssl.data.decode import decode, read
 from fastssl.data.folder_labels import Split, find_split, labelled_indices
@@ -88,8 +88,13 @@ class FolderSource:
         seed: int,
         start_step: int = 0,
         device: torch.device | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> Prefetcher[Batch]:
-        """Endless batches from ``start_step`` on, made ahead of time by one thread."""
+        """Endless batches from ``start_step`` on, made ahead of time by one thread.
+
+        ``shard`` (rank, ranks) takes its part of each. A rank does not know which files of another
+        part turn out bad in decoding; only then may one image stand in for two of them.
+        """
         per_epoch = self.steps_per_epoch(batch_size)
         target = device or self._device
         reader = self._reader(target)
@@ -101,15 +106,21 @@ class FolderSource:
         def make(step: int) -> Batch:
             epoch, position = divmod(step, per_epoch)
             chosen = order(epoch)[position * batch_size : (position + 1) * batch_size]
-            return self._batch(reader, self._split.train[chosen], seed, epoch).to(target)
+            return self._batch(reader, self._split.train[chosen], seed, epoch, shard).to(target)
 
         return Prefetcher(make, start=start_step, release=reader.close)
 
     def _batch(
-        self, reader: DaliReader | TorchReader, wanted_N: np.ndarray, seed: int, epoch: int
+        self,
+        reader: DaliReader | TorchReader,
+        batch_N: np.ndarray,
+        seed: int,
+        epoch: int,
+        shard: tuple[int, int],
     ) -> Batch:
+        wanted_N = part(batch_N, shard)
         while True:
-            index_N = self._refilled(wanted_N, seed, epoch)
+            index_N = part(self._refilled(batch_N, seed, epoch), shard)
             tables = [
                 draw(
                     self.policy,

@@ -13,6 +13,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from torch import nn
+
+from fastssl.engine.console import Console
+
 _HEADERS = "precompiled_headers"
 
 
@@ -24,6 +28,15 @@ def missing_for_compile() -> str | None:
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         return "the Python headers (python3-dev)"
     return None
+
+
+def compile_method(method: nn.Module, console: Console, *, whole: bool) -> None:
+    """Compile in place, so that keys keep their names. Not ``whole``: collectives stay eager."""
+    missing = missing_for_compile()
+    if missing is not None:
+        console.warn(f"--compile needs {missing}; going on without it, slower")
+        return
+    method.compile(fullgraph=whole, dynamic=False)
 
 
 @contextlib.contextmanager

@@ -36,13 +36,19 @@ def check(config: TrainConfig) -> None:
         raise ValueError(f"weight_decay: expected zero or more, received {config.weight_decay}")
 
 
-def total_steps(source: Source, config: TrainConfig) -> int:
+def total_steps(source: Source, config: TrainConfig, *, num_ranks: int = 1) -> int:
     """Optimiser steps of the whole run.
 
     Raises:
-        ValueError: neither epochs nor max_steps is set, or the data do not fill one batch.
+        ValueError: neither epochs nor max_steps is set, the data do not fill one batch, or a batch
+            cannot be shared evenly by ``num_ranks``.
     """
     check(config)
+    if config.batch_size % num_ranks:
+        raise ValueError(
+            f"batch_size: {config.batch_size} samples are not shared evenly by {num_ranks} ranks; "
+            f"give --batch-size {-(-config.batch_size // num_ranks) * num_ranks}"
+        )
     per_epoch = source.steps_per_epoch(config.batch_size)
     if per_epoch < 1:
         raise ValueError(

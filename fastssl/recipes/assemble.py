@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from fastssl.engine.export import Card, Score, export_backbone
 from fastssl.engine.guard import TrainingDiverged
 from fastssl.engine.loop import fit
 from fastssl.engine.plan import plan_lines
+from fastssl.engine.ranks import LeaderFailed, Ranks, joined
 from fastssl.engine.readout import run_readouts
 from fastssl.engine.run_folder import RunFolder, open_run
 from fastssl.engine.seeding import seed_everything
@@ -64,14 +67,23 @@ def plan(run: Run) -> list[str]:
 
 
 def train(run: Run) -> int:
-    """Train, export, score and report; returns the exit status."""
+    """Train, export, score and report; returns the exit status. Under torchrun, with all ranks."""
+    with joined(resolve_device(run.train.device)) as ranks:
+        return _lead(run, ranks) if ranks.leads else _follow(run, ranks)
+
+
+def _lead(run: Run, ranks: Ranks) -> int:
+    """The whole run, or rank 0 of it: what is written, shown and scored happens here."""
     console = Console()
     name = f"{run.train.method}-{data_kind(run.train.data)}"
-    with open_run(as_plain(run), name=name) as folder:
-        console.attach(folder.log_file)
-        parts = with_readout(build(run, cache_dir=folder.cache))
-        live = [parts.final.first(**LIVE)] if parts.final else []
-        untrained = score(parts)
+    with contextlib.ExitStack() as stack:
+        with ranks.leading():
+            folder = stack.enter_context(open_run(as_plain(run), name=name))
+            console.attach(folder.log_file)
+            parts = with_readout(build(run, cache_dir=folder.cache))
+            live = [parts.final.first(**LIVE)] if parts.final else []
+            untrained = score(parts)
+        ranks.tell(folder.settings)
         try:
             result = fit(
                 parts.method,
@@ -81,11 +93,36 @@ def train(run: Run) -> int:
                 device=parts.device,
                 readouts=live,
                 console=console,
+                ranks=ranks,
             )
         except TrainingDiverged as error:
             raise ValueError(str(error)) from error
         if result.finished:
             report(parts, folder, result.steps, untrained=untrained, console=console)
+        return result.exit_code
+
+
+def _follow(run: Run, ranks: Ranks) -> int:
+    """Any other rank: trains on its part, writes nothing and says nothing."""
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        silent = Console(stack.enter_context(open(os.devnull, "w", encoding="utf-8")))
+        try:
+            settings = ranks.told()
+            lock = os.open(os.devnull, os.O_RDONLY)
+            folder = RunFolder(scratch, settings=settings, resuming=False, lock=lock)
+            parts = build(run, cache_dir=None)
+            result = fit(
+                parts.method,
+                parts.source,
+                run.train,
+                run=stack.enter_context(folder),
+                device=parts.device,
+                console=silent,
+                ranks=ranks,
+            )
+        except (LeaderFailed, TrainingDiverged):
+            return 2  # rank 0 has said why
         return result.exit_code
 
 
