@@ -34,13 +34,13 @@ FASTSSL_INLINE uint16_t to_bfloat16(float x) {
   return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
 }
 
-// Saturates: a gradient beyond 65504 keeps its direction instead of becoming infinite.
+// What rounds to more than 65504 becomes infinite, so that a loss scaler sees it.
 FASTSSL_INLINE uint16_t to_float16(float x) {
   const uint32_t bits = bits_of_float(x), size = bits & 0x7fffffff;
   const uint32_t denormal = bits_of_float(float_of_bits(size) + 0.5f) - (126u << 23);
   const uint32_t normal = (size + 0xfff + ((size >> 13) & 1) - (112u << 23)) >> 13;
   uint32_t out = size < (113u << 23) ? denormal : normal;
-  if (size >= 0x477ff000) out = 0x7bff;
+  if (size >= 0x477ff000) out = 0x7c00;
   if (size > 0x7f800000) out = 0x7e00;
   return uint16_t(out | (bits >> 16 & 0x8000));
 }

@@ -3,8 +3,11 @@
 #include <atomic>
 #include <cstring>
 
+#include "contrast.h"
+#include "enqueue.h"
 #include "ntxent.h"
 #include "pool.h"
+#include "soft_targets.h"
 #include "threads.h"
 
 #define FASTSSL_API extern "C" __attribute__((visibility("default")))
@@ -14,7 +17,16 @@ namespace {
 struct Isa {
   const char* name;
   const fastssl::NtxentKernels* ntxent;
+  const fastssl::ContrastKernels* contrast;
+  fastssl::SoftTargetsKernel soft_targets;
+  fastssl::EnqueueKernel enqueue;
 };
+
+#define FASTSSL_SET(isa)                                                                     \
+  Isa {                                                                                      \
+    #isa, fastssl::ntxent_##isa(), fastssl::contrast_##isa(), fastssl::soft_targets_##isa(), \
+        fastssl::enqueue_##isa()                                                             \
+  }
 
 // Best first; what the compiler could not build or the processor cannot run is not in it.
 int available(Isa* out) {
@@ -24,18 +36,21 @@ int available(Isa* out) {
 #if defined(FASTSSL_HAVE_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-    out[count++] = {"avx512", fastssl::ntxent_avx512()};
+    out[count++] = FASTSSL_SET(avx512);
 #endif
 #if defined(FASTSSL_HAVE_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    out[count++] = {"avx2", fastssl::ntxent_avx2()};
+    out[count++] = FASTSSL_SET(avx2);
 #endif
 #endif
-  out[count++] = {"baseline", fastssl::ntxent_baseline()};
+  out[count++] = FASTSSL_SET(baseline);
   return count;
 }
 
 std::atomic<const fastssl::NtxentKernels*> ntxent_kernels{nullptr};
+std::atomic<const fastssl::ContrastKernels*> contrast_kernels{nullptr};
+std::atomic<fastssl::SoftTargetsKernel> soft_targets_kernel{nullptr};
+std::atomic<fastssl::EnqueueKernel> enqueue_kernel{nullptr};
 
 }  // namespace
 
@@ -53,6 +68,9 @@ FASTSSL_API int fastssl_select_isa(const char* name) {
   for (int i = 0; i < count; ++i) {
     if (std::strcmp(isa[i].name, name)) continue;
     ntxent_kernels.store(isa[i].ntxent);
+    contrast_kernels.store(isa[i].contrast);
+    soft_targets_kernel.store(isa[i].soft_targets);
+    enqueue_kernel.store(isa[i].enqueue);
     return 0;
   }
   return 1;
@@ -81,4 +99,20 @@ FASTSSL_API int fastssl_ntxent_backward(const fastssl::NtxentBackward* call,
   fastssl::NtxentBackward whole = *call;
   whole.problem.view = views;
   return ntxent_kernels.load()->backward(whole);
+}
+
+FASTSSL_API int fastssl_contrast_forward(const fastssl::ContrastForward* call) {
+  return contrast_kernels.load()->forward(*call);
+}
+
+FASTSSL_API int fastssl_contrast_backward(const fastssl::ContrastBackward* call) {
+  return contrast_kernels.load()->backward(*call);
+}
+
+FASTSSL_API int fastssl_soft_targets(int pass, const fastssl::SoftTargets* call) {
+  return soft_targets_kernel.load()(pass, *call);
+}
+
+FASTSSL_API int fastssl_enqueue(const fastssl::Enqueue* call) {
+  return enqueue_kernel.load()(*call);
 }

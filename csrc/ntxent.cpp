@@ -1,6 +1,7 @@
 // Fused NT-Xent on the CPU, compiled once per instruction set (setup.py gives FASTSSL_ISA).
 // The similarity matrix of unit rows is symmetric: only tiles above its diagonal are computed, each
 // exponential feeds a row and a column sum, and half of E is kept for the backward where it fits.
+#include "carver.h"
 #include "ntxent_backward.h"
 #include "ntxent_forward.h"
 
@@ -11,26 +12,23 @@ using fastssl::Team;
 
 constexpr double kWorkPerRank = 4e6;  // multiply-adds below which one more thread does not pay
 
-// Cuts one leased block of memory into the arrays of a call.
-struct Carver {
-  char* next;
-  template <class U> U* take(int64_t count) {
-    U* here = reinterpret_cast<U*>(next);
-    next += bytes<U>(count);
-    return here;
-  }
-  template <class U> static int64_t bytes(int64_t count) {
-    return (count * int64_t(sizeof(U)) + 63) / 64 * 64;
-  }
+// In front of the kept tiles: what their layout depends on.
+struct KeptHeader {
+  int64_t ranks, rows, panel;
 };
+static_assert(sizeof(KeptHeader) <= kKeptHeader * sizeof(float), "no room in front of the tiles");
+
+int64_t most_ranks(int64_t panels) {
+  const int64_t most = panels / 2 < kMaxRanks ? panels / 2 : kMaxRanks;
+  return most < 1 ? 1 : most;
+}
 
 int choose_ranks(const fastssl::NtxentProblem& problem, int64_t panels) {
   const double m = double(problem.views * problem.samples);
   const double useful = 1.0 + m * m * double(problem.width) / kWorkPerRank;
   int64_t ranks = problem.threads;
   if (double(ranks) > useful) ranks = int64_t(useful);
-  if (ranks > panels / 2) ranks = panels / 2;
-  if (ranks > kMaxRanks) ranks = kMaxRanks;
+  if (ranks > most_ranks(panels)) ranks = most_ranks(panels);
   return ranks < 1 ? 1 : int(ranks);
 }
 
@@ -91,7 +89,7 @@ template <class T> int forward(const fastssl::NtxentForward& call) {
   auto z = UnitRows<T>::shape(m, call.problem.width);
   const int ranks = choose_ranks(call.problem, z.rows / kPanel<T>);
   const Lease lease(size_t(workspace_bytes(z, ranks)));
-  if (!lease.get()) return 1;
+  if (!lease.get()) return fastssl::kNoMemory;
   Carver carver{lease.get()};
   z.row_panels = carver.take<T>(z.row_panel_elements());
   z.column_panels = carver.take<T>(z.rows * z.columns);
@@ -104,13 +102,13 @@ template <class T> int forward(const fastssl::NtxentForward& call) {
   state.row_loss = carver.take<double>(z.rows);
   state.scratch = carver.take<T>(ranks * Scratch<T>::elements(z.columns));
   if (call.kept) {
-    const int64_t header[2] = {ranks, m};
-    std::memcpy(call.kept, header, sizeof(header));
+    const KeptHeader header = {ranks, m, kPanel<T>};
+    std::memcpy(call.kept, &header, sizeof(header));
     state.stream = call.kept_numel * int64_t(sizeof(T)) > (int64_t(24) << 20) &&
                    reinterpret_cast<uintptr_t>(call.kept) % 64 == 0;
   }
   fastssl::run_team(ranks, forward_body<T>, &state);
-  return 0;
+  return fastssl::kDone;
 }
 
 template <class T> void gradient_tiles(const BackwardState<T>& state, int round, int rank,
@@ -160,12 +158,16 @@ template <class T> int backward(const fastssl::NtxentBackward& call) {
   auto z = UnitRows<T>::shape(m, call.problem.width);
   int ranks = choose_ranks(call.problem, z.rows / kPanel<T>);
   if (call.kept) {  // its tiles were laid out for the forward's number of ranks
-    int64_t header[2];
-    std::memcpy(header, call.kept, sizeof(header));
-    ranks = int(header[0]);
+    if (call.kept_numel < kKeptHeader) return fastssl::kForeignKept;
+    KeptHeader header;
+    std::memcpy(&header, call.kept, sizeof(header));
+    const int64_t most = most_ranks(z.rows / kPanel<T>);
+    if (header.rows != m || header.panel != kPanel<T> || header.ranks < 1 || header.ranks > most)
+      return fastssl::kForeignKept;
+    ranks = int(header.ranks);
   }
   const Lease lease(size_t(workspace_bytes(z, ranks)));
-  if (!lease.get()) return 1;
+  if (!lease.get()) return fastssl::kNoMemory;
   Carver carver{lease.get()};
   z.row_panels = carver.take<T>(z.row_panel_elements());
   z.column_panels = carver.take<T>(z.rows * z.columns);
@@ -183,7 +185,7 @@ template <class T> int backward(const fastssl::NtxentBackward& call) {
   if (call.kept && first.end - first.begin == state.schedule.elements(0))
     state.z.column_panels = nullptr;  // nothing to recompute
   fastssl::run_team(ranks, backward_body<T>, &state);
-  return 0;
+  return fastssl::kDone;
 }
 
 int forward_any(const fastssl::NtxentForward& call) {

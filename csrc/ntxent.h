@@ -38,7 +38,9 @@ struct NtxentBackward {
   void* grad_temperature;  // the accumulation type
 };
 
-// Both return 0, or 1 when memory ran out.
+// What both return.
+enum Status : int { kDone = 0, kNoMemory = 1, kForeignKept = 2 };
+
 struct NtxentKernels {
   int (*forward)(const NtxentForward&);
   int (*backward)(const NtxentBackward&);

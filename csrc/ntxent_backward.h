@@ -143,6 +143,16 @@ void gradient_tile(const BackwardState<T>& state, const Tile& tile, const Scratc
   multiply_tile(state, tile, scratch.weights, ahead);
 }
 
+// The gradient of a row of zeros, about 1e12 times the upstream one, is no sign of overflow: it keeps
+// its direction. NaN stays NaN.
+inline void saturate(double* row, int64_t width) {
+  constexpr double kLargest = 65504;
+  for (int64_t d = 0; d < width; ++d) {
+    if (row[d] > kLargest) row[d] = kLargest;
+    if (row[d] < -kLargest) row[d] = -kLargest;
+  }
+}
+
 // Row i of view v: positives, the projection that undoes the normalisation, the input's type.
 template <class T> void finish_row(const BackwardState<T>& state, int64_t v, int64_t n, double* out) {
   constexpr int P = kPanel<T>;
@@ -173,12 +183,14 @@ template <class T> void finish_row(const BackwardState<T>& state, int64_t v, int
   const double dot = sum_lanes<double>(along);
   state.row_dot[i] = dot;
   const double r = state.z.inverse_norm[i];
-  const double project = r < 1.0 / kNormFloor ? dot * r : 0.0;  // a clamped norm is a constant
+  const bool clamped = !(r < 1.0 / kNormFloor);
+  const double project = clamped ? 0.0 : dot * r;  // a clamped norm is a constant
   for (int64_t p = 0; p < state.z.panels(); ++p)
     for (int c = 0; c < P; c += int(kWide)) {
       double* to = out + p * P + c;
       store_loose<double>(to, load_loose<double>(to) * r - widen(state.z.row(i, p) + c) * project);
     }
+  if (clamped && problem.dtype == fastssl::kFloat16) saturate(out, problem.width);
   write_row(out, problem.width, problem.dtype, state.call.grad_rows, i);
 }
 

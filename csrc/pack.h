@@ -87,6 +87,19 @@ template <class T> double normalise(const T* row, int64_t width, T* out) {
   return inverse;
 }
 
+// kPanel rows of z.columns, `unit`, to their places in both layouts.
+template <class T> void spread_block(const UnitRows<T>& z, int64_t block, const T* unit) {
+  constexpr int64_t P = kPanel<T>;
+  for (int64_t p = 0; z.row_panels && p < z.panels(); ++p)
+    for (int64_t c = 0; c < P; ++c)
+      std::memcpy(z.row(block * P + c, p), unit + c * z.columns + p * P, P * sizeof(T));
+  if (!z.column_panels) return;
+  T* transposed = z.column_panels + block * P * z.columns;
+  for (int64_t d = 0; d < z.columns; d += kLanes<T>)
+    for (int64_t c = 0; c < P; c += kLanes<T>)
+      transpose_square<T>(unit + c * z.columns + d, z.columns, transposed + d * P + c, P);
+}
+
 // Rows [block * kPanel, ...): `unit` holds kPanel rows of z.columns, zero beyond the width, and
 // `raw` one row.
 template <class T>
@@ -106,14 +119,7 @@ void pack_block(const fastssl::NtxentProblem& problem, const UnitRows<T>& z, int
       z.inverse_norm[i] = 0;
     }
   }
-  for (int64_t p = 0; p < z.panels(); ++p)
-    for (int64_t c = 0; c < P; ++c)
-      std::memcpy(z.row(block * P + c, p), unit + c * z.columns + p * P, P * sizeof(T));
-  if (!z.column_panels) return;
-  T* transposed = z.column_panels + block * P * z.columns;
-  for (int64_t d = 0; d < z.columns; d += kLanes<T>)
-    for (int64_t c = 0; c < P; c += kLanes<T>)
-      transpose_square<T>(unit + c * z.columns + d, z.columns, transposed + d * P + c, P);
+  spread_block(z, block, unit);
 }
 
 template <class T>

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kMaxRanks = 128;
 constexpr int64_t kTile = 192;  // rows and columns of a tile: three operands of it fill the L2 cache
-constexpr int64_t kKeptHeader = 16;  // elements in front of the kept tiles: the number of ranks
+constexpr int64_t kKeptHeader = 16;  // elements in front of the kept tiles: KeptHeader
 
 struct Tile {
   int64_t i0, i1, j0, j1;

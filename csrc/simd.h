@@ -30,6 +30,7 @@ template <> struct Simd<float> {
   typedef float Loose __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
   typedef int32_t Int;
   typedef int32_t Ints __attribute__((vector_size(kVectorBytes), may_alias));
+  typedef uint32_t Bits __attribute__((vector_size(kVectorBytes), may_alias));
   static constexpr int kMantissa = 23;
   static constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kSmallest = -125.5f;   // 2^x below this is flushed to an exact zero
@@ -45,6 +46,7 @@ template <> struct Simd<double> {
   typedef double Loose __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
   typedef int64_t Int;
   typedef int64_t Ints __attribute__((vector_size(kVectorBytes), may_alias));
+  typedef uint64_t Bits __attribute__((vector_size(kVectorBytes), may_alias));
   static constexpr int kMantissa = 52;
   static constexpr double kMagic = 6755399441055744.0;
   static constexpr double kSmallest = -1021.5;
@@ -146,7 +148,8 @@ template <class T> FASTSSL_INLINE Vec<T> exp2_normal(Vec<T> x) {
   Vec<T> p = splat<T>(Simd<T>::kExp2[degree]);
 #pragma GCC unroll 12
   for (int k = degree - 1; k >= 0; --k) p = p * f + Simd<T>::kExp2[k];
-  return (Vec<T>)((Ints<T>)p + ((Ints<T>)shifted << Simd<T>::kMantissa));
+  using Bits = typename Simd<T>::Bits;  // unsigned: the shift drops the bits of kMagic
+  return (Vec<T>)((Bits)p + ((Bits)shifted << Simd<T>::kMantissa));
 }
 
 // 2^x for any x <= 0 (or a little above): what would not be normal is an exact zero.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -21,9 +22,19 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 from triton.runtime.jit import create_function_from_signature
 
-from fastssl.kernels.ntxent import launch
-from fastssl.kernels.ntxent.configs import ARCHS, CONFIGS, Config
+from fastssl.kernels.contrast import call as contrast_call
+from fastssl.kernels.contrast import configs as contrast_configs
+from fastssl.kernels.contrast import launch as contrast_launch
+from fastssl.kernels.contrast.reference import Ids
+from fastssl.kernels.cuda import ARCHS, Config
+from fastssl.kernels.ntxent import configs as ntxent_configs
+from fastssl.kernels.ntxent import launch as ntxent_launch
 
+CONFIGS = (*ntxent_configs.CONFIGS, *contrast_configs.CONFIGS)
+LAUNCHERS: dict[str, Any] = {
+    "ntxent": ntxent_launch,
+    "contrast": contrast_call,
+}  # who owns KERNELS and launch
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -96,14 +107,17 @@ def shipped(archs: tuple[int, ...] = ARCHS) -> Iterator[tuple[Config, int]]:
 
 def compile_config(config: Config, arch: int, arguments: tuple | None = None) -> Binary:
     """Compiles one config. ``arguments`` default to those of a real call."""
-    function = launch.KERNELS[config.kernel]
-    given = (
-        recorded()[config.kernel, config.dtype, config.depth] if arguments is None else arguments
-    )
+    function = LAUNCHERS[config.op].KERNELS[config.kernel]
+    given = recorded()[_key(config)] if arguments is None else arguments
+    return compile_call(config, arch, function, given)
+
+
+def compile_call(config: Config, arch: int, function, arguments: tuple) -> Binary:
+    """Compiles any Triton function for these arguments, specialised as a call of it would be."""
     target = GPUTarget("cuda", arch, 32)
     backend = CUDABackend(target)
     bind = create_function_from_signature(function.signature, function.params, backend)
-    bound, specialisation, keywords = bind(*given, **config.options())
+    bound, specialisation, keywords = bind(*arguments, **config.options())
     packed = function._pack_args(backend, keywords, bound, specialisation, keywords)
     options, signature, constants, attributes = packed
     source = ASTSource(function, signature, constants, attributes)
@@ -136,11 +150,15 @@ def _run(tool: str, *arguments: str) -> str:
     ).stdout
 
 
-_CALLS: dict[tuple[str, str, int], tuple] = {}
+_CALLS: dict[tuple[str, str, str, int], tuple] = {}
 
 
-def recorded() -> dict[tuple[str, str, int], tuple]:
-    """The arguments of one call of every shipped config, by (kernel, dtype, depth)."""
+def _key(config: Config) -> tuple[str, str, str, int]:
+    return config.op, config.kernel, config.dtype, config.depth
+
+
+def recorded() -> dict[tuple[str, str, str, int], tuple]:
+    """The arguments of one call of every shipped config, by (op, kernel, dtype, depth)."""
     if not _CALLS:
         with _recording():
             for dtype, precision in (
@@ -151,28 +169,42 @@ def recorded() -> dict[tuple[str, str, int], tuple]:
             ):
                 torch.set_float32_matmul_precision(precision)
                 for embedding in (64, 128, 256, 512):
-                    _call(dtype, embedding)
+                    _call_ntxent(dtype, embedding)
+                    _call_contrast(dtype, embedding)
     return _CALLS
 
 
 @contextmanager
 def _recording() -> Iterator[None]:
     """Launches are noted instead of run; nothing of the caller's settings is left changed."""
-    run, precision = launch.launch, torch.get_float32_matmul_precision()
+    before = [owner.launch for owner in LAUNCHERS.values()]
+    precision = torch.get_float32_matmul_precision()
 
     def note(config: Config, grid: tuple[int, ...], *arguments: object) -> None:
-        _CALLS.setdefault((config.kernel, config.dtype, config.depth), arguments)
+        _CALLS.setdefault(_key(config), arguments)
 
-    launch.launch = note
+    for owner in LAUNCHERS.values():
+        owner.launch = note
     try:
         yield
     finally:
-        launch.launch = run
+        for owner, launch in zip(LAUNCHERS.values(), before, strict=True):
+            owner.launch = launch
         torch.set_float32_matmul_precision(precision)
 
 
-def _call(dtype: torch.dtype, embedding: int) -> None:
+def _call_ntxent(dtype: torch.dtype, embedding: int) -> None:
     views = [torch.zeros(64, embedding, dtype=dtype) for _ in range(2)]
     temperature = torch.tensor(0.1)
-    _, *saved = launch.forward(views, temperature, "mean", True)
-    launch.backward(torch.ones(()), views, temperature, "mean", *saved)
+    _, *saved = ntxent_launch.forward(views, temperature, "mean", True)
+    ntxent_launch.backward(torch.ones(()), views, temperature, "mean", *saved)
+
+
+def _call_contrast(dtype: torch.dtype, embedding: int) -> None:
+    q, k = (torch.zeros(64, embedding, dtype=dtype) for _ in range(2))
+    given = q, k, torch.tensor(10.0), Ids()
+    contrast_launch.forward_mean(*given, 1.0)
+    for columns in (False, True):
+        rows, cols, *_ = contrast_launch.forward(*given, columns, 1.0, True)
+        for wants in ((True, False), (True, True)):
+            contrast_launch.backward(rows, cols, *given, rows, cols, rows, 1.0, wants)

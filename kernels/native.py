@@ -50,6 +50,10 @@ def _declare(loaded: ctypes.CDLL) -> None:
         "fastssl_release": (None, [pointer]),
         "fastssl_ntxent_forward": (ctypes.c_int, [ctypes.c_char_p, ctypes.c_char_p]),
         "fastssl_ntxent_backward": (ctypes.c_int, [ctypes.c_char_p, ctypes.c_char_p]),
+        "fastssl_contrast_forward": (ctypes.c_int, [ctypes.c_char_p]),
+        "fastssl_contrast_backward": (ctypes.c_int, [ctypes.c_char_p]),
+        "fastssl_soft_targets": (ctypes.c_int, [ctypes.c_int, ctypes.c_char_p]),
+        "fastssl_enqueue": (ctypes.c_int, [ctypes.c_char_p]),
         "fastssl_pool_usage": (None, [ctypes.POINTER(size), ctypes.POINTER(size)]),
     }
     for name, (restype, argtypes) in signatures.items():
@@ -117,7 +121,8 @@ def pooled_empty(loaded: ctypes.CDLL, numel: int, dtype: torch.dtype) -> torch.T
     """
     size = numel * dtype.itemsize
     if size < POOLED_BYTES:
-        return torch.zeros(numel, dtype=dtype)  # equal calls give equal outputs, gaps included
+        # zeros: equal calls give equal outputs, gaps included
+        return torch.zeros(numel, dtype=dtype, device="cpu")
     address = loaded.fastssl_acquire(size)
     if not address:
         raise MemoryError(f"fastssl: no memory for {size:,} bytes")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-POISONED_ROOMS = (ROOT / "tests" / "kernels", ROOT / "tests" / "losses")
+POISONED_ROOMS = tuple(ROOT / "tests" / room for room in ("compat", "kernels", "losses"))
 OPTIONAL_MARKS = ("gpu", "slow", "wrong", "sanitize")
 _left_out: Counter[str] = Counter()
 

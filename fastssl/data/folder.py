@@ -14,6 +14,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +34,8 @@ from fastssl.data.scan import known_undecodable, note_undecodable, printable, sc
 from fastssl.data.torch_reader import TorchReader, normalise, resized
 
 Backend = Literal["auto", "dali", "torchvision"]
-_REFILLS = 64  # candidates for one slot; with half of all files bad, 2^-64 of failing
+_REFILLS = 64  # candidates for one slot; after them the files in turn
+_MANY = 0.05  # of the files: worth a warning of its own
 
 
 class TooManyBadFiles(ValueError):
@@ -54,31 +56,38 @@ class FolderSource:
         workers: int = 2,
         device: torch.device | None = None,
         cache_dir: Path | None = None,
-        max_bad: float = 0.05,
+        max_bad: float | None = None,
         num_views: int = 2,
         policy: Policy | None = None,
         backend: Backend = "auto",
+        scan_budget_s: float | None = None,
     ) -> None:
         self.name = os.path.basename(os.path.abspath(root)) or "folder"
         self.image_shape = (3, image_size, image_size)
         self.num_views, self.policy = num_views, policy or simclr(image_size)
         self._seed, self._workers, self._max_bad = seed, workers, max_bad
         self._device = device or torch.device("cpu")
-        self._scan = scan(root, workers=max(workers, 4), cache_dir=cache_dir)
+        self._scan = scan(
+            root, workers=max(workers, 4), cache_dir=cache_dir, budget_s=scan_budget_s
+        )
+        self.all_listed = self._scan.complete
         self._refuse_nothing(root)
         self._split: Split = find_split(self._scan.paths)
         self._width = np.array([header.width for header in self._scan.headers])
         self._height = np.array([header.height for header in self._scan.headers])
         self.num_samples = len(self._split.train)
+        self.task = "classification" if self._split.classes else None
         self.backend = _choose_backend(backend)
         self._cache_dir = cache_dir
         self._bad = known_undecodable(self._scan, cache_dir)  # index -> reason, seen in decoding
         self._lock = threading.Lock()
-        self._refuse_too_many()
+        self._warned = False
+        self._weigh_bad()
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Full batches in one pass; the incomplete last one is left out."""
-        check_batch_size(batch_size, self.num_samples, self.name)
+        unusable = f" ({self._bad_files()})" if self._scan.skipped else ""
+        check_batch_size(batch_size, self.num_samples, f"{self.name}{unusable}")
         return self.num_samples // batch_size
 
     def batches(
@@ -155,11 +164,18 @@ class FolderSource:
         unit_K = keyed.uniform(
             _REFILLS, seed=seed, epoch=epoch, index_N=np.array([index]), stream="refill"
         )[0]
-        sequence_K = self._split.train[(unit_K * self.num_samples).astype(np.int64)].tolist()
-        good = [candidate for candidate in sequence_K if candidate not in self._bad]
-        if not good:
-            raise TooManyBadFiles(f"--data: no usable image is left in {self.name}")
-        return next((candidate for candidate in good if candidate not in taken), good[0])
+        train = self._split.train
+        position_K = (unit_K * self.num_samples).astype(np.int64)
+        turn = (train[i % self.num_samples] for i in range(position_K[-1], 2 * self.num_samples))
+        first = None  # of the good ones, should all of them be in the batch already
+        for candidate in map(int, chain(train[position_K], turn)):
+            if candidate not in self._bad:
+                if candidate not in taken:
+                    return candidate
+                first = candidate if first is None else first
+        if first is None:
+            raise TooManyBadFiles(f"--data: no usable image is left; {self._bad_files()}")
+        return first
 
     def _reader(self, device: torch.device) -> DaliReader | TorchReader:
         side = self.image_shape[1]
@@ -182,7 +198,7 @@ class FolderSource:
                     note_undecodable(self._scan, index, reason, self._cache_dir)
                     path = printable(self._scan.paths[index])
                     logging.getLogger("fastssl").warning("skipped %s: %s", path, reason)
-        self._refuse_too_many()
+        self._weigh_bad()
 
     def skipped(self) -> list[tuple[str, str]]:
         """(path, reason) of every file that is not used, sorted by path."""
@@ -196,6 +212,7 @@ class FolderSource:
         return {
             "skipped": entries,
             "num_files": self._scan.num_files,
+            "unchecked": self._scan.unchecked,  # more than 0 only where the scan was bounded
             "outside_splits": unused,  # loose images beside train/ and val/
         }
 
@@ -206,15 +223,29 @@ class FolderSource:
         found = "; ".join(skipped) if skipped else "no file named *.jpg, *.png, *.webp or *.bmp"
         raise ValueError(f"--data {root}: expected a folder with images, found {found}")
 
-    def _refuse_too_many(self) -> None:
+    def _weigh_bad(self) -> None:
+        """Refuse what the user's limit forbids; warn once where the bad files are many."""
+        num_bad = len(self._scan.skipped) + len(self._bad)
+        share = num_bad / self._scan.num_files
+        if self._max_bad is not None and share > self._max_bad:
+            raise TooManyBadFiles(
+                f"--data {self.name}: more than --max-bad-files {self._max_bad:g} allows; raise "
+                f"it, leave it out or remove them: {self._bad_files(10)}"
+            )
+        if share > _MANY and not self._warned:
+            self._warned = True
+            logging.getLogger("fastssl").warning(
+                "%s: many bad files; the run goes on without them: %s",
+                self.name,
+                self._bad_files(),
+            )
+
+    def _bad_files(self, named: int = 3) -> str:
         skipped = self.skipped()
-        if len(skipped) <= self._max_bad * self._scan.num_files:
-            return
-        listed = "\n  ".join(f"{printable(path)}: {reason}" for path, reason in skipped[:10])
-        raise TooManyBadFiles(
-            f"--data {self.name}: {len(skipped)} of {self._scan.num_files} files cannot be used, "
-            f"more than --max-bad-files {self._max_bad:g} allows. Remove them or raise the limit. "
-            f"The first ones:\n  {listed}"
+        listed = "\n  ".join(f"{printable(path)}: {reason}" for path, reason in skipped[:named])
+        return (
+            f"{len(skipped)} of {self._scan.num_files} files cannot be used, the first ones:"
+            f"\n  {listed}"
         )
 
     def labelled(self, split: str, limit: int | None = None) -> Labelled | None:

@@ -7,7 +7,9 @@ is checked once per run; a damaged cache is ignored line by line.
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from fastssl.data.headers import BadFile, Header, check
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp")
 _CACHE_NAME = "image-headers.jsonl"
 _UNDECODABLE_NAME = "undecodable.jsonl"
+_AT_A_TIME = 256  # headers between two looks at the clock
+_UNCHECKED = Header(1, 1)
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Scan:
     paths: tuple[str, ...]
     headers: tuple[Header, ...]
     skipped: tuple[tuple[str, str], ...]  # (relative path, reason)
+    unchecked: int = 0  # of the paths: taken for good without a look at their headers
+    complete: bool = True  # whether every folder was listed
 
     @property
     def num_files(self) -> int:
@@ -36,24 +42,44 @@ class Scan:
         return os.path.join(self.root, self.paths[index])
 
 
-def scan(root: Path, *, workers: int, cache_dir: Path | None) -> Scan:
-    """Checks the header of every file below ``root`` that is named like an image."""
+def scan(
+    root: Path, *, workers: int, cache_dir: Path | None, budget_s: float | None = None
+) -> Scan:
+    """Checks the header of every file below ``root`` that is named like an image.
+
+    With ``budget_s`` it only looks around: that long at most for the names, half of it for headers.
+    """
     folder = os.fspath(root)
-    candidates, closed = find_images(folder)
+    candidates, closed, complete = find_images(folder, until=_deadline(budget_s))
     known = _read_cache(cache_dir)
+    verdicts: list[Header | str] = []
+    until = _deadline(budget_s and budget_s / 2)
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        verdicts = list(pool.map(lambda path: _verdict(folder, path, known), candidates))
+        while len(verdicts) < len(candidates) and time.monotonic() < until:
+            some = candidates[len(verdicts) : len(verdicts) + _AT_A_TIME]
+            verdicts += pool.map(lambda path: _verdict(folder, path, known), some)
+    unchecked = len(candidates) - len(verdicts)
     if cache_dir is not None:
-        _write_cache(cache_dir, folder, candidates, verdicts)
+        _write_cache(cache_dir, folder, candidates[: len(verdicts)], verdicts)
+    verdicts += [_UNCHECKED] * unchecked
     good = [(p, v) for p, v in zip(candidates, verdicts, strict=True) if isinstance(v, Header)]
     bad = [(p, v) for p, v in zip(candidates, verdicts, strict=True) if isinstance(v, str)]
-    skipped = tuple(sorted([*bad, *closed]))
-    return Scan(folder, tuple(p for p, _ in good), tuple(v for _, v in good), skipped)
+    return Scan(
+        root=folder,
+        paths=tuple(p for p, _ in good),
+        headers=tuple(v for _, v in good),
+        skipped=tuple(sorted([*bad, *closed])),
+        unchecked=unchecked,
+        complete=complete,
+    )
 
 
-def find_images(root: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Paths below ``root`` named like images (case ignored), sorted; and (folder, reason) of those
-    that cannot be opened. Links are followed, each folder once; hidden entries are left out."""
+def find_images(
+    root: str, *, until: float = math.inf
+) -> tuple[list[str], list[tuple[str, str]], bool]:
+    """Paths below ``root`` named like images (case ignored), sorted; (folder, reason) of those that
+    cannot be opened; and whether all was seen before the monotonic time ``until``. Links are
+    followed, each folder once; hidden entries are left out."""
     found: list[str] = []
     closed: list[tuple[str, str]] = []
     seen: set[tuple[int, int]] = set()
@@ -63,16 +89,23 @@ def find_images(root: str) -> tuple[list[str], list[tuple[str, str]]]:
         closed.append((os.path.relpath(error.filename, root), reason))
 
     for folder, subfolders, files in os.walk(root, onerror=refused, followlinks=True):
+        if time.monotonic() > until:
+            return sorted(found), closed, False
         identity = os.stat(folder)
         if (identity.st_dev, identity.st_ino) in seen:
             subfolders.clear()
             continue
         seen.add((identity.st_dev, identity.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        below = os.path.relpath(folder, root)
         for name in (*files, *subfolders):
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                found.append(os.path.relpath(os.path.join(folder, name), root))
-    return sorted(found), closed
+                found.append(name if below == os.curdir else os.path.join(below, name))
+    return sorted(found), closed, True
+
+
+def _deadline(budget_s: float | None) -> float:
+    return math.inf if budget_s is None else time.monotonic() + budget_s
 
 
 def printable(path: str) -> str:

@@ -26,16 +26,19 @@ def open_source(
     workers: int = 2,
     device: torch.device | None = None,
     cache_dir: Path | None = None,
-    max_bad: float = 0.05,
+    max_bad: float | None = None,
     num_views: int = 2,
     policy: Policy | None = None,
     backend: Backend = "auto",
+    scan_budget_s: float | None = None,
 ) -> SpirographSource | FolderSource:
     """The source that ``--data`` names: "spirograph", or a path to a folder of images.
 
     ``cache_dir`` (inside the run folder) keeps what the header check found; None keeps nothing.
-    ``max_bad``, ``policy``, ``workers`` and ``backend`` matter to folders alone. ``device`` is
-    where batches will be wanted: on CUDA, DALI decodes and augments there.
+    ``max_bad``, ``policy``, ``workers`` and ``backend`` matter to folders alone: files that cannot
+    be used are left out, unless they are more than the fraction ``max_bad``. ``device`` is where
+    batches will be wanted: on CUDA, DALI decodes and augments there. ``scan_budget_s`` bounds the
+    check of the files, for a source that only a plan is made of.
     Raises ValueError naming --data for anything that cannot be trained on.
     """
     if data in EMBEDDED:
@@ -54,6 +57,7 @@ def open_source(
         num_views=num_views,
         policy=policy,
         backend=backend,
+        scan_budget_s=scan_budget_s,
     )
 
 

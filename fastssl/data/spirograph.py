@@ -106,6 +106,7 @@ class SpirographSource:
     """
 
     name = kind = "spirograph"
+    task = "regression"
 
     def __init__(self, *, seed: int = 0, image_size: int = 32, num_views: int = 2) -> None:
         if image_size < 8:

@@ -72,10 +72,17 @@ class TrainConfig:
     """Steps between live readouts (probe and kNN on held-out data). 0: five times per run."""
     max_bad_steps: int = 3
     """Stop after this many consecutive steps whose loss or gradient was not finite."""
-    max_bad_files: float = 0.05
-    """Stop when more than this fraction of the files cannot be decoded."""
+    max_bad_files: float | None = None
+    """Stop when more than this fraction of the files cannot be used. Default: never; such files are
+    named, left out, counted, and reported at the end."""
     tensorboard: bool = False
     """Also log to TensorBoard (needs the [tensorboard] extra)."""
+    wandb: bool = False
+    """Also log to Weights & Biases (needs the [wandb] extra); offline, into the run folder, unless
+    WANDB_MODE says otherwise."""
+    trackio: bool = False
+    """Also log to trackio (needs the [trackio] extra), on this machine, into the run folder unless
+    TRACKIO_DIR says otherwise."""
     dry_run: bool = False
     """Print the resolved plan and stop."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Literal
 
 import torch
 
@@ -34,8 +35,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """``auto`` is bf16 autocast on CUDA, fp32 elsewhere."""
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return precision
+
+
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager:
     """bf16 autocast where ``precision`` asks for it (``auto``: on CUDA), else nothing."""
-    if precision == "bf16" or (precision == "auto" and device.type == "cuda"):
+    if resolve_precision(precision, device) == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()

@@ -23,7 +23,7 @@ from fastssl.engine.environment import arithmetic
 from fastssl.engine.faults import fault
 from fastssl.engine.guard import Guard
 from fastssl.engine.optim import build_optimizer, learning_rate, named_state
-from fastssl.engine.plan import accumulation_note, total_steps
+from fastssl.engine.plan import accumulation_note, readout_interval, total_steps
 from fastssl.engine.progress import Progress, Stopwatch
 from fastssl.engine.protocols import BatchIterator, Readout, Source
 from fastssl.engine.ranks import ALONE, Ranks, prepare
@@ -33,12 +33,12 @@ from fastssl.engine.resume import newest_usable, refuse_other_world, tell_other_
 from fastssl.engine.run_folder import RunFolder
 from fastssl.engine.seeding import rng_state, set_rng_state
 from fastssl.engine.signals import StopSignals
-from fastssl.engine.sinks import JsonLines, Sink, TensorBoard, last_values
+from fastssl.engine.sinks import JsonLines, Sink, last_values
 from fastssl.engine.state import capture, fingerprint, restore, set_extra
 from fastssl.engine.step import StepResult, TrainStep, place, place_views
+from fastssl.engine.trackers import open_trackers
 
 _MONITORS_PER_RUN = 20
-_READOUTS_PER_RUN = 5
 _MONITORED_SAMPLES = 256
 # Early numbers say nothing: warnings start after this share of the run.
 _WARN_AFTER = 0.1
@@ -54,11 +54,13 @@ def fit(
     device: torch.device,
     readouts: Sequence[Readout] = (),
     console: Console,
+    stop: StopSignals,
     ranks: Ranks = ALONE,
 ) -> FitResult:
     """Train ``method`` on ``source`` in place, from scratch or from the run's newest checkpoint.
 
-    Each of ``ranks`` calls it; ``run``, ``readouts`` and what ``console`` shows are the leader's.
+    ``stop`` (entered by the caller) ends it after the step in which a signal arrives. Each of
+    ``ranks`` calls it; ``run``, ``readouts`` and what ``console`` shows are the leader's.
 
     Raises:
         ValueError: settings that cannot be run, or a run whose checkpoints are all unusable.
@@ -66,10 +68,8 @@ def fit(
         Exception: whatever the source raises, after the state was saved.
     """
     total = total_steps(source, config, num_ranks=ranks.size)
-    stopped_by = None
     with contextlib.ExitStack() as stack:
         stack.enter_context(compile_caches(run.cache, compiling=config.compile))
-        stop = stack.enter_context(StopSignals(launched=ranks.size > 1))
         training = _Training(method, source, config, total, run, device, readouts, console, ranks)
         stack.callback(training.close)
         training.start()
@@ -158,9 +158,7 @@ class _Training:
     def _open_logs(self) -> None:
         self.sinks.append(JsonLines(self.run.metrics_file, keep_through=self.step))
         self.metrics, self.scores = last_values(self.run.metrics_file)
-        if self.config.tensorboard:
-            folder = self.run.path / "tensorboard"
-            self.sinks.append(TensorBoard(folder, keep_through=self.step))
+        self.sinks += open_trackers(self.config, self.run, keep_through=self.step)
 
     def advance(self) -> StepResult:
         """Fetch the data of one step and train on it."""
@@ -225,8 +223,7 @@ class _Training:
 
     def read_out(self) -> None:
         """The caller's readouts, ``readout_every`` steps apart and at the end."""
-        every = self.config.readout_every or max(1, self.total // _READOUTS_PER_RUN)
-        if not self.readouts or not self._due(every):
+        if not self.readouts or not self._due(readout_interval(self.config, self.total)):
             return
         self.scores = run_readouts(
             self.method, self.readouts, device=self.device, precision=self.config.precision

@@ -3,6 +3,7 @@
 # shapes: N batch, C channels, S side
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 from fastssl.engine.config import TrainConfig, scaled_lr
+from fastssl.engine.device import resolve_precision
 from fastssl.engine.protocols import Source
 
+_READOUTS_PER_RUN = 5
 _STATE_COPIES = {"adamw": 2, "sgd": 1, "lars": 1}
 
 
@@ -62,6 +65,37 @@ def total_steps(source: Source, config: TrainConfig, *, num_ranks: int = 1) -> i
     return max(1, config.epochs * per_epoch // config.accumulate)
 
 
+def resolved(config: TrainConfig, *, source: Source, device: torch.device) -> dict:
+    """What this start makes of the settings that leave something open; plain values."""
+    steps = total_steps(source, config)
+    samples = config.batch_size * config.accumulate
+    return {
+        "device": str(device),
+        "precision": resolve_precision(config.precision, device),
+        "total_steps": steps,
+        "epochs": round(steps * samples / source.num_samples, 4),
+        "lr_after_scaling": scaled_lr(config),
+        "readout_every": readout_interval(config, steps),
+        "samples": source.num_samples,
+        "views_per_step": samples * source.num_views,
+    }
+
+
+def readout_interval(config: TrainConfig, steps: int) -> int:
+    """Steps between live readouts."""
+    return config.readout_every or max(1, steps // _READOUTS_PER_RUN)
+
+
+def rehearse(method: nn.Module, source: Source) -> None:
+    """One forward pass of a copy on four samples of noise: what it would refuse, it refuses now.
+
+    Raises ValueError (a setting of the method's) or RuntimeError (views too small for the encoder).
+    """
+    shape = (source.num_views, 4, *source.image_shape)
+    with torch.no_grad():
+        copy.deepcopy(method)(tuple(torch.rand(shape)))
+
+
 @dataclass(frozen=True)
 class Memory:
     """Estimated bytes while training, framework and data loader not included."""
@@ -109,15 +143,19 @@ def plan_lines(
     steps = total_steps(source, config)
     samples = config.batch_size * config.accumulate
     memory = estimate_memory(method, config, source=source)
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    least = "" if getattr(source, "all_listed", True) else "at least "
+    precision = {"fp32": "fp32", "bf16": "bf16 autocast"}[
+        resolve_precision(config.precision, device)
+    ]
     facts = {
         "method": config.method,
-        "data": f"{source.name}, {source.num_samples:,} samples, views of {source.image_shape}",
+        "data": f"{source.name}, {least}{source.num_samples:,} samples, "
+        f"views of {source.image_shape}",
         "backbone": f"{config.backbone}, {_count(method.backbone):,} parameters "  # type: ignore[arg-type]
         f"({_count(method):,} with the method's heads)",
-        "device": f"{device}, {'bf16 autocast' if bf16 else 'fp32'}, "
-        f"{'torch.compile' if config.compile else 'eager'}",
-        "steps": f"{steps:,} ({steps * samples / source.num_samples:.2f} epochs)",
+        "device": f"{device}, {precision}, {'torch.compile' if config.compile else 'eager'}",
+        "steps": f"{'' if config.max_steps else least}{steps:,} "
+        f"({steps * samples / source.num_samples:.2f} epochs)",
         "views per step": f"{samples * source.num_views:,} ({samples:,} samples x "
         f"{source.num_views} views)",
         "lr after scaling": f"{scaled_lr(config):.4g} ({config.lr:g} x {samples} / 256), "

@@ -3,11 +3,13 @@
     config.yaml  metrics.jsonl  train.log  environment.json  checkpoints/  export/  cache/
 
 A folder that holds a run is refused unless resumed or overwritten; one that holds anything else is
-never touched.
+never touched. ``open_run`` locks the folder; ``begin`` writes config.yaml, which marks a run; a
+start that fails in between leaves everything as it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -27,13 +29,14 @@ _LOCK = ".lock"
 # config.yaml last: it is what marks the folder as a run, should deleting be interrupted.
 _OURS = (
     *("metrics.jsonl", "train.log", "environment.json", "checkpoints", "export", "evaluation"),
-    *("tensorboard", "cache", "config.yaml"),
+    *("tensorboard", "wandb", "trackio", "cache", "config.yaml"),
 )
+_RESOLVED = "resolved"  # section of config.yaml: what a start made of the settings
 _MAY_CHANGE = frozenset(
     f"train.{key}"
     for key in (
         "out resume overwrite dry_run workers device save_every log_every readout_every "
-        "keep_checkpoints tensorboard max_bad_files max_bad_steps"
+        "keep_checkpoints tensorboard wandb trackio max_bad_files max_bad_steps"
     ).split()
 )
 _SCHEDULE = {"train.epochs", "train.max_steps", "train.warmup_steps"}
@@ -47,11 +50,14 @@ class RunFolder:
         resuming: whether a run was here before and is being continued.
     """
 
-    def __init__(self, path: Path, *, settings: dict, resuming: bool, lock: int) -> None:
+    def __init__(
+        self, path: Path, *, settings: dict, resuming: bool, lock: int, made: list[Path]
+    ) -> None:
         self.path = path
         self.settings = settings
         self.resuming = resuming
         self._lock = lock
+        self._made = made  # folders that did not exist before, innermost first
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.log_file = path / "train.log"
@@ -63,8 +69,25 @@ class RunFolder:
         """The settings that may not change within one run."""
         return {k: v for k, v in _flat(self.settings).items() if k not in _MAY_CHANGE}
 
+    def begin(self, resolved: dict) -> None:
+        """Everything has been validated: replace what --overwrite gives up, write config.yaml.
+
+        ``resolved``: plain values that this start makes of the settings; a resume may differ.
+        """
+        if not self.resuming:
+            _delete_run(self.path)
+        # config.yaml first: a process killed between these lines leaves a folder known as a run.
+        text = yaml.safe_dump({**self.settings, _RESOLVED: resolved}, sort_keys=False)
+        write_text(self.config_file, _MARK + text)
+        for folder in (self.checkpoints, self.export):
+            folder.mkdir(exist_ok=True)
+        if not (self.path / "environment.json").exists():
+            write_json(self.path / "environment.json", describe())
+
     def close(self) -> None:
-        """Give the folder free for another process."""
+        """Give the folder free for another process; without ``begin``, as it was before."""
+        if not _holds_run(self.path):
+            _take_back(self.path, self._made)
         os.close(self._lock)
 
     def __enter__(self) -> RunFolder:
@@ -75,7 +98,7 @@ class RunFolder:
 
 
 def open_run(settings: dict, *, name: str) -> RunFolder:
-    """Create, continue or replace the run in ``settings["train"]["out"]``.
+    """Lock the folder ``settings["train"]["out"]`` for a run to create, continue or replace.
 
     Args:
         settings: the whole configuration as plain values, with a ``train`` entry (TrainConfig).
@@ -91,18 +114,20 @@ def open_run(settings: dict, *, name: str) -> RunFolder:
         raise ValueError("resume, overwrite: choose one of --resume and --overwrite")
     if train["out"] is None and train["resume"]:
         raise ValueError("resume: say which run with --out DIR")
-    path = _next_free(Path("runs"), name) if train["out"] is None else Path(train["out"])
+    if train["out"] is None:
+        path, made = _next_free(Path("runs"), name)
+    else:
+        path = Path(train["out"])
+        _refuse_foreign(path)
+        made = _make(path)
     train["out"] = str(path)
-    _refuse_foreign(path)
-    path.mkdir(parents=True, exist_ok=True)
     lock = _locked(path)
     try:
         resuming = _claim(path, settings)
-        _set_up(path, settings)
     except BaseException:
         os.close(lock)
         raise
-    return RunFolder(path, settings=settings, resuming=resuming, lock=lock)
+    return RunFolder(path, settings=settings, resuming=resuming, lock=lock, made=made)
 
 
 def read_settings(path: Path) -> dict:
@@ -145,7 +170,9 @@ def _refuse_foreign(path: Path) -> None:
     if not path.exists() or _holds_run(path):
         return
     names = [entry.name for entry in path.iterdir()]
-    foreign = [n for n in names if n != _LOCK and not n.startswith(TEMPORARY)]
+    # A start that was killed before it wrote config.yaml leaves its lock and perhaps its cache.
+    ours = {_LOCK, "cache"} if _LOCK in names else set()
+    foreign = [n for n in names if n not in ours and not n.startswith(TEMPORARY)]
     if foreign:
         raise ValueError(
             f"out: {path} is not empty and holds no fastssl run (found {', '.join(foreign[:3])}); "
@@ -164,13 +191,23 @@ def _locked(path: Path) -> int:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise
         raise ValueError(f"out: {path} is in use by another fastssl process ({owner})") from error
+    if not _is_current(lock, path / _LOCK):  # the other process gave up its start just now
+        os.close(lock)
+        raise ValueError(f"out: {path} is in use by another fastssl process; try again")
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
     return lock
 
 
+def _is_current(lock: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(file, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
 def _claim(path: Path, settings: dict) -> bool:
-    """Refuse, delete or accept what is in the (locked) folder; True if a run is continued."""
+    """Refuse or accept what is in the (locked) folder; True if a run is continued."""
     train = settings["train"]
     for leftover in path.glob(f"{TEMPORARY}*"):
         leftover.unlink()
@@ -184,17 +221,32 @@ def _claim(path: Path, settings: dict) -> bool:
             f"out: {path} already holds a run; continue it with --resume, replace it with "
             "--overwrite, or give another --out"
         )
-    for name in _OURS:
-        entry = path / name
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
     return False
 
 
+def _delete_run(path: Path) -> None:
+    """All of a run but the cache, which tells of the data and which this start has filled."""
+    for name in _OURS:
+        entry = path / name
+        if not entry.is_dir() or entry.is_symlink():
+            entry.unlink(missing_ok=True)
+        elif name != "cache":
+            shutil.rmtree(entry)
+
+
+def _take_back(path: Path, made: list[Path]) -> None:
+    """What a start that came to nothing left: its cache, its lock, the folders it made."""
+    if not (path / "cache").is_symlink():
+        shutil.rmtree(path / "cache", ignore_errors=True)
+    (path / _LOCK).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # someone else's files may be there by now
+        for folder in made:
+            folder.rmdir()
+
+
 def _refuse_changes(path: Path, settings: dict) -> None:
-    before, now = _flat(read_settings(path)), _flat(settings)
+    stored = {key: value for key, value in read_settings(path).items() if key != _RESOLVED}
+    before, now = _flat(stored), _flat(settings)
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
@@ -213,15 +265,6 @@ def _refuse_changes(path: Path, settings: dict) -> None:
     )
 
 
-def _set_up(path: Path, settings: dict) -> None:
-    # config.yaml first: a process killed between these lines leaves a folder known as a run.
-    write_text(path / "config.yaml", _MARK + yaml.safe_dump(settings, sort_keys=False))
-    for folder in ("checkpoints", "export"):
-        (path / folder).mkdir(exist_ok=True)
-    if not (path / "environment.json").exists():
-        write_json(path / "environment.json", describe())
-
-
 def _flat(settings: dict, prefix: str = "") -> dict:
     flat: dict = {}
     for key, value in settings.items():
@@ -232,14 +275,22 @@ def _flat(settings: dict, prefix: str = "") -> dict:
     return flat
 
 
-def _next_free(parent: Path, name: str) -> Path:
-    """parent/name-N with the next free N; making the folder is what claims it."""
-    parent.mkdir(parents=True, exist_ok=True)
+def _make(path: Path) -> list[Path]:
+    """Make the folder and its parents; those that did not exist, innermost first."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def _next_free(parent: Path, name: str) -> tuple[Path, list[Path]]:
+    """parent/name-N with the next free N, and what was made; making it is what claims it."""
+    made = _make(parent)
     number = 1
     while True:
+        path = parent / f"{name}-{number}"
         try:
-            (parent / f"{name}-{number}").mkdir()
+            path.mkdir()
         except FileExistsError:
             number += 1
         else:
-            return parent / f"{name}-{number}"
+            return path, [path, *made]

@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT ask the loop to finish its step and save; a second one ends the run at once.
+"""SIGTERM and SIGINT ask the run to stop at its next chance; a second one ends it at once.
+
+In the loop the chance is the end of the step, which is saved; around it, each ``check``.
 
 Exit codes follow the shell: 128 + signal number (143 and 130).
 """
@@ -10,6 +12,10 @@ import threading
 from types import FrameType
 
 EXIT_CODES = {"end": 0, "SIGTERM": 143, "SIGINT": 130}
+
+
+class Stopped(Exception):
+    """A signal arrived where nothing needs to be saved; the text is its name."""
 
 
 class StopSignals:
@@ -28,6 +34,11 @@ class StopSignals:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._arrived)
         return self
+
+    def check(self) -> None:
+        """Raise Stopped once a signal has arrived. Handlers themselves never raise."""
+        if self.requested is not None:
+            raise Stopped(self.requested)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name

@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl always, TensorBoard on request.
+"""Where numbers go: metrics.jsonl always, the sinks of trackers.py on request.
 
 A line is ``{"step": 10, "loss": ..., ..., "wall": {...}}``. Only what lies under ``wall`` depends
 on time; everything else is the same in a run that was killed and resumed.
@@ -57,33 +57,6 @@ class JsonLines:
         os.close(self._handle)
 
 
-class TensorBoard:
-    """TensorBoard event files in ``folder``. Raises ValueError where the package is missing."""
-
-    def __init__(self, folder: Path, *, keep_through: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                "tensorboard: the package is not installed; pip install 'fastssl[tensorboard]' "
-                "or leave out --tensorboard"
-            ) from error
-        self._writer = SummaryWriter(str(folder), purge_step=keep_through + 1)
-
-    def write(self, step: int, values: dict) -> None:
-        """One scalar per number; nested names are joined by a slash."""
-        for name, value in _flat(values).items():
-            self._writer.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Close the event file."""
-        self._writer.close()
-
-
 def last_values(path: Path) -> tuple[dict[str, float], dict[str, float]]:
     """The newest training numbers and the newest readout in metrics.jsonl; empty where none."""
     metrics: dict[str, float] = {}
@@ -119,14 +92,3 @@ def _plain(values: dict) -> dict:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return {key: plain(value) for key, value in values.items()}
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{name}/"))
-        elif isinstance(value, int | float):
-            flat[name] = value
-    return flat

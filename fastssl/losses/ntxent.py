@@ -3,21 +3,24 @@
 # shapes: N samples, D embedding, V views, M = V * N rows
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fastssl.kernels.ntxent.op import REDUCTIONS, ntxent
+from fastssl.kernels.ntxent.checks import REDUCTIONS
+from fastssl.kernels.ntxent.op import ntxent
+from fastssl.losses.arguments import bad, check_reduction, check_same_shape, scale_of
+from fastssl.losses.denominators import unit_rows
 from fastssl.losses.distributed import gathered_symmetric, mean_over_ranks
+from fastssl.losses.metrics import ContrastiveMetrics, Terms
+from fastssl.losses.multicrop import multi_crop_terms
+from fastssl.losses.options import PLAIN, Options
+from fastssl.losses.two_views import two_view_terms
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-_EPS = 1e-12  # of torch.nn.functional.normalize
-_LEAST_TEMPERATURE = 1e-8
 
 
 class NTXentLoss(nn.Module):
@@ -28,10 +31,15 @@ class NTXentLoss(nn.Module):
     logits is handed to autograd.
 
     Args:
-        temperature: finite and non-zero. A float, or a one-element ``nn.Parameter`` to learn it.
+        temperature: finite and non-zero. A float; a one-element ``nn.Parameter`` to learn it; or a
+            one-element tensor, which becomes a buffer: it follows ``.to()``, and is not saved.
         reduction: "mean" (over V * N rows), "sum" or "none".
+        options: margin, smoothing, tau_plus (debiased), beta (hard negatives); two views alone.
         group: ranks whose batches are one batch: the rows of all of them are negatives. None: the
             local rows alone. See ``gathered_ntxent`` for the loss and gradient that a rank gets.
+
+    In a child forked after its parent computed with several threads it hangs, as torch does: use
+    "spawn", or call ``torch.set_num_threads(1)`` first in the child.
 
     Example:
         >>> import torch
@@ -46,24 +54,61 @@ class NTXentLoss(nn.Module):
         temperature: float | Tensor = 0.1,
         *,
         reduction: str = "mean",
+        options: Options | None = None,
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        _check_reduction(reduction)
-        self.temperature = temperature
+        if reduction not in REDUCTIONS:
+            raise ValueError(
+                f"NTXentLoss: reduction must be one of {REDUCTIONS}; received {reduction!r}"
+            )
+        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
+            self.register_buffer("temperature", temperature, persistent=False)
+        else:
+            self.temperature = temperature
         self.reduction = reduction
+        self.options = options
         self.group = group
+        if group is not None and options not in (None, PLAIN):
+            raise bad("NTXentLoss", "options", "None with a group", options)
 
-    def forward(self, *views_ND: Tensor) -> Tensor:
-        """Loss of two or more (N, D) views: () or, with reduction "none", (V * N,)."""
-        if self.group is None:
+    def forward(self, *views_ND: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+        """Loss of two or more (N, D) views: () or, with reduction "none", (V * N,).
+
+        Views are given by position: lightly's keywords ``out0`` and ``out1`` are not taken.
+        With two views, ``sample_ids`` (N,) takes the rows of one id out of each other's
+        negatives; the own partner stays.
+        """
+        if self.group is not None:
+            if sample_ids is not None:
+                raise bad("NTXentLoss", "sample_ids", "None with a group", "ids")
+            return gathered_ntxent(
+                views_ND, self.temperature, reduction=self.reduction, group=self.group
+            )
+        if sample_ids is None and self.options in (None, PLAIN):
             return ntxent(views_ND, self.temperature, reduction=self.reduction)
-        return gathered_ntxent(
-            views_ND, self.temperature, reduction=self.reduction, group=self.group
-        )
+        return self._terms(views_ND, sample_ids).reduced(self.reduction)
+
+    def with_metrics(
+        self, *views_ND: Tensor, sample_ids: Tensor | None = None
+    ) -> tuple[Tensor, ContrastiveMetrics]:
+        """The loss and its metrics; top-1 is NaN for more than two views."""
+        terms = self._terms(views_ND, sample_ids)
+        return terms.reduced(self.reduction), terms.metrics()
+
+    def _terms(self, views_ND: tuple[Tensor, ...], sample_ids: Tensor | None) -> Terms:
+        if len(views_ND) == 2:
+            return two_view_terms(
+                "NTXentLoss", *views_ND, self.temperature,
+                sample_ids=sample_ids, options=self.options,
+            )  # fmt: skip
+        if sample_ids is not None or self.options not in (None, PLAIN) or len(views_ND) < 2:
+            raise bad("NTXentLoss", "views", "two with options or sample_ids", len(views_ND))
+        return multi_crop_terms(views_ND, self.temperature, None)
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, reduction={self.reduction!r}"
+        options = "" if self.options is None else f", options={self.options}"
+        return f"temperature={self.temperature}, reduction={self.reduction!r}{options}"
 
 
 def gathered_ntxent(
@@ -91,10 +136,13 @@ def gathered_ntxent(
     Raises:
         ValueError: an argument or the group does not fit; the message names it.
     """
-    _check_reduction(reduction)
-    _check_views(views)
-    z_MD = torch.cat([_unit_rows(view) for view in views])
-    scale = _scale(temperature, z_MD)
+    check_reduction("NTXentLoss", reduction)
+    if isinstance(views, Tensor) or len(views) < 2:
+        received = "one tensor" if isinstance(views, Tensor) else len(views)
+        raise bad("NTXentLoss", "views", "at least two (N, D) tensors", received)
+    check_same_shape("NTXentLoss", **{f"views[{v}]": view for v, view in enumerate(views)})
+    z_MD = torch.cat([unit_rows(view) for view in views])
+    scale = scale_of("NTXentLoss", temperature, views[0])
     z_VND = z_MD.unflatten(0, (len(views), -1))
     other_views_VND = z_VND.sum(dim=0) - z_VND
     positive_M = (z_VND * other_views_VND).sum(dim=2).flatten() / (len(views) - 1)
@@ -102,47 +150,3 @@ def gathered_ntxent(
     if reduction == "mean":
         return mean_over_ranks(loss_M, group=group)
     return loss_M.sum() if reduction == "sum" else loss_M
-
-
-def _check_reduction(reduction: str) -> None:
-    if reduction not in REDUCTIONS:
-        raise ValueError(
-            f"NTXentLoss: reduction must be one of {REDUCTIONS}; received {reduction!r}"
-        )
-
-
-def _check_views(views: Sequence[Tensor]) -> None:
-    if isinstance(views, Tensor) or len(views) < 2:
-        received = "one tensor" if isinstance(views, Tensor) else f"{len(views)}"
-        raise ValueError(
-            f"NTXentLoss: views must be at least two (N, D) tensors; received {received}"
-        )
-    for position, view in enumerate(views):
-        if view.dim() != 2 or view.shape != views[0].shape or view.dtype != views[0].dtype:
-            raise ValueError(
-                f"NTXentLoss: views[{position}] must be (N, D), of the shape and dtype of views[0] "
-                f"({tuple(views[0].shape)} {views[0].dtype}); received {tuple(view.shape)} "
-                f"{view.dtype}"
-            )
-
-
-def _unit_rows(h_ND: Tensor) -> Tensor:
-    """Rows over max(norm, eps), float32 at least; the norms in float64, so 1e30 is no overflow."""
-    dtype = torch.float64 if h_ND.dtype == torch.float64 else torch.float32
-    norm_N1 = torch.linalg.vector_norm(h_ND, dim=1, keepdim=True, dtype=torch.float64)
-    return h_ND.to(dtype) / norm_N1.clamp_min(_EPS).to(dtype)
-
-
-def _scale(temperature: float | Tensor, z_MD: Tensor) -> Tensor:
-    """The reciprocal temperature as a 0-d tensor beside the rows."""
-    if isinstance(temperature, Tensor):
-        if temperature.numel() != 1 or not temperature.dtype.is_floating_point:
-            received = f"{temperature.dtype} {tuple(temperature.shape)}"
-            raise ValueError(f"NTXentLoss: temperature must be one float; received {received}")
-        return temperature.to(z_MD.dtype).reshape(()).reciprocal()
-    if not math.isfinite(temperature) or abs(temperature) < _LEAST_TEMPERATURE:
-        raise ValueError(
-            f"NTXentLoss: temperature must be finite and at least {_LEAST_TEMPERATURE} in "
-            f"magnitude; received {temperature}"
-        )
-    return z_MD.new_tensor(1.0 / temperature)

@@ -21,23 +21,27 @@ from fastssl.engine.device import resolve_device
 from fastssl.engine.export import Card, Score, export_backbone
 from fastssl.engine.guard import TrainingDiverged
 from fastssl.engine.loop import fit
-from fastssl.engine.plan import plan_lines
+from fastssl.engine.plan import check, plan_lines, rehearse, resolved, total_steps
 from fastssl.engine.ranks import LeaderFailed, Ranks, joined
 from fastssl.engine.readout import run_readouts
 from fastssl.engine.run_folder import RunFolder, open_run
 from fastssl.engine.seeding import seed_everything
+from fastssl.engine.signals import EXIT_CODES, Stopped, StopSignals
+from fastssl.engine.trackers import check_trackers
 from fastssl.kernels import native
 from fastssl.methods import METHODS
 from fastssl.nn.backbones import build_backbone
 from fastssl.nn.snippet import loading_snippet
-from fastssl.recipes.assess import append_record, make_record
+from fastssl.recipes.assess import append_record, make_record, recorded_by
 from fastssl.recipes.catalogue import data_kind
-from fastssl.recipes.readouts import Readout, make_readout, pixels, usual_kind
+from fastssl.recipes.readouts import FeaturesFn, Readout, make_readout, pixels, usual_kind
 from fastssl.recipes.run import Run
 
 LIVE = {"train_limit": 2000, "test_limit": 500}
 FINAL = {"train_limit": 6000, "test_limit": 2000}
 MOST_SKIPPED = 20  # files named at the end of a run
+GLANCE_S = 0.7  # what a dry run spends on the names in a folder; half as long on their headers
+BY = "fastssl.train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +56,8 @@ class Parts:
 
 
 def plan(run: Run) -> list[str]:
-    """What ``train`` would do, line by line. Writes nothing."""
-    parts = build(run, cache_dir=None)
+    """What ``train`` would do, line by line. Writes nothing, and only glances at a large folder."""
+    parts = build(run, cache_dir=None, scan_budget_s=GLANCE_S)
     lines = plan_lines(
         run.train,
         source=parts.source,
@@ -63,7 +67,12 @@ def plan(run: Run) -> list[str]:
     )
     loader = getattr(parts.source, "backend", "PyTorch, vectorised")
     readout = usual_kind(parts.source) or "none: the data has no labels"
-    return [*lines, f"{'data loader':<18}{loader}", f"{'scored by':<18}{readout}"]
+    lines += [f"{'data loader':<18}{loader}", f"{'scored by':<18}{readout}"]
+    found = parts.source.report()
+    if found.get("unchecked"):
+        seen = found["num_files"] - found["unchecked"]
+        lines.append(f"{'files':<18}the first {seen:,} were looked at; training looks at all")
+    return lines
 
 
 def train(run: Run) -> int:
@@ -77,40 +86,56 @@ def _lead(run: Run, ranks: Ranks) -> int:
     console = Console()
     name = f"{run.train.method}-{data_kind(run.train.data)}"
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals(launched=ranks.size > 1))
+        stack.enter_context(console.hearing("fastssl"))
         with ranks.leading():
             folder = stack.enter_context(open_run(as_plain(run), name=name))
-            console.attach(folder.log_file)
-            parts = with_readout(build(run, cache_dir=folder.cache))
-            live = [parts.final.first(**LIVE)] if parts.final else []
-            untrained = score(parts)
-        ranks.tell(folder.settings)
         try:
-            result = fit(
-                parts.method,
-                parts.source,
-                run.train,
-                run=folder,
-                device=parts.device,
-                readouts=live,
-                console=console,
-                ranks=ranks,
-            )
+            return _train(run, folder, console, stop, ranks)
         except TrainingDiverged as error:
             raise ValueError(str(error)) from error
-        if result.finished:
-            report(parts, folder, result.steps, untrained=untrained, console=console)
-        return result.exit_code
+        except Stopped as stopped:
+            console.line(f"stopped by {stopped}; {_how_to_go_on(folder)}")
+            return EXIT_CODES[str(stopped)]
+
+
+def _train(run: Run, folder: RunFolder, console: Console, stop: StopSignals, ranks: Ranks) -> int:
+    with ranks.leading():
+        parts = validated(run, cache_dir=folder.cache, num_ranks=ranks.size)
+        stop.check()
+        folder.begin(resolved(run.train, source=parts.source, device=parts.device))
+        console.attach(folder.log_file)
+        parts = with_readout(parts, console)
+        live = [parts.final.first(**LIVE)] if parts.final else []
+        untrained = score(parts, stop)
+    ranks.tell(folder.settings)
+    result = fit(
+        parts.method,
+        parts.source,
+        run.train,
+        run=folder,
+        device=parts.device,
+        readouts=live,
+        console=console,
+        stop=stop,
+        ranks=ranks,
+    )
+    if result.finished:
+        report(parts, folder, result.steps, untrained=untrained, console=console, stop=stop)
+    return result.exit_code
 
 
 def _follow(run: Run, ranks: Ranks) -> int:
     """Any other rank: trains on its part, writes nothing and says nothing."""
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals(launched=True))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         silent = Console(stack.enter_context(open(os.devnull, "w", encoding="utf-8")))
+        stack.enter_context(silent.hearing("fastssl"))
         try:
             settings = ranks.told()
             lock = os.open(os.devnull, os.O_RDONLY)
-            folder = RunFolder(scratch, settings=settings, resuming=False, lock=lock)
+            folder = RunFolder(scratch, settings=settings, resuming=False, lock=lock, made=[])
             parts = build(run, cache_dir=None)
             result = fit(
                 parts.method,
@@ -119,14 +144,31 @@ def _follow(run: Run, ranks: Ranks) -> int:
                 run=stack.enter_context(folder),
                 device=parts.device,
                 console=silent,
+                stop=stop,
                 ranks=ranks,
             )
         except (LeaderFailed, TrainingDiverged):
-            return 2  # rank 0 has said why
+            return EXIT_CODES[stop.requested] if stop.requested else 2  # rank 0 has said why
         return result.exit_code
 
 
-def build(run: Run, *, cache_dir: Path | None) -> Parts:
+def validated(run: Run, *, cache_dir: Path, num_ranks: int = 1) -> Parts:
+    """``build``, and everything else that can be refused before anything is written."""
+    check(run.train)
+    check_trackers(run.train)
+    parts = build(run, cache_dir=cache_dir)
+    total_steps(parts.source, run.train, num_ranks=num_ranks)
+    rehearse(parts.method, parts.source)
+    return parts
+
+
+def _how_to_go_on(folder: RunFolder) -> str:
+    if not folder.config_file.is_file():
+        return "nothing was done yet, and nothing is left behind"
+    return f"repeat the command with --out {folder.path} --resume"
+
+
+def build(run: Run, *, cache_dir: Path | None, scan_budget_s: float | None = None) -> Parts:
     """Open the data and make the method."""
     config = run.train
     device = resolve_device(config.device)
@@ -138,14 +180,21 @@ def build(run: Run, *, cache_dir: Path | None) -> Parts:
         device=device,
         cache_dir=cache_dir,
         max_bad=config.max_bad_files,
+        scan_budget_s=scan_budget_s,
     )
     return Parts(run=run, device=device, source=source, method=build_method(run))
 
 
-def with_readout(parts: Parts) -> Parts:
+def with_readout(parts: Parts, console: Console) -> Parts:
     """The same, with the readout that its labels allow; it checks that the images decode."""
     kind = usual_kind(parts.source)
-    return replace(parts, final=make_readout(parts.source, kind, **FINAL)) if kind else parts
+    if kind is None:
+        return parts
+    final = make_readout(parts.source, kind, **FINAL)
+    if not len(final.train.target) or not len(final.test.target):
+        console.warn("too few labelled images can be used: the run is not scored")
+        return parts
+    return replace(parts, final=final)
 
 
 def build_method(run: Run) -> nn.Module:
@@ -167,23 +216,50 @@ def backends(parts: Parts) -> dict[str, str]:
     return {"ntxent": chosen}
 
 
-def score(parts: Parts) -> dict[str, float]:
-    """All metrics of the final readout on the encoder as it is now; empty without labels."""
+def score(parts: Parts, stop: StopSignals) -> dict[str, float]:
+    """All metrics of the final readout on the encoder as it is now; empty without labels.
+
+    Raises Stopped between two chunks of images once a signal has arrived.
+    """
     if parts.final is None:
         return {}
-    return run_readouts(parts.method, [parts.final], device=parts.device, precision="fp32")
+    final = parts.final
+    return run_readouts(
+        parts.method,
+        [lambda encode: final(pausing(encode, stop))],
+        device=parts.device,
+        precision="fp32",
+    )
+
+
+def pausing(encode: FeaturesFn, stop: StopSignals) -> FeaturesFn:
+    """``encode``, with the chance to stop before each call."""
+
+    def checked(x_NCSS: torch.Tensor) -> torch.Tensor:
+        stop.check()
+        return encode(x_NCSS)
+
+    return checked
 
 
 def report(
-    parts: Parts, folder: RunFolder, steps: int, *, untrained: dict[str, float], console: Console
+    parts: Parts,
+    folder: RunFolder,
+    steps: int,
+    *,
+    untrained: dict[str, float],
+    console: Console,
+    stop: StopSignals,
 ) -> None:
     """Score, export, and tell how good it is, where it lies and what to type next."""
     config = parts.run.train
-    metrics = score(parts)
+    metrics = score(parts, stop)
+    told = _scores(parts.final, metrics, untrained, stop)
     scores = []
     if parts.final is not None:
-        record = make_record(parts.final, metrics, run=parts.run, data=config.data)
-        append_record(folder.path, record)
+        record = make_record(parts.final, metrics, run=parts.run, data=config.data, by=BY)
+        if not recorded_by(folder.path, BY):  # a finished run that is resumed is not scored twice
+            append_record(folder.path, record)
         name = parts.final.score_name
         how = "; ".join(f"{key}: {value}" for key, value in record["protocol"].items())
         scores = [Score(name, metrics[name], how)]
@@ -197,16 +273,16 @@ def report(
         scores=scores,
     )
     export_backbone(folder, parts.method.backbone, card=card)  # type: ignore[arg-type]
-    for line in [
-        *_skipped(parts.source.report()["skipped"]),
-        *_scores(parts.final, metrics, untrained),
-        *_next(folder, parts.final),
-    ]:
+    _tell_skipped(parts.source.report()["skipped"], console)
+    for line in [*told, *_next(folder, parts.final)]:
         console.line(line)
 
 
 def _scores(
-    final: Readout | None, metrics: dict[str, float], untrained: dict[str, float]
+    final: Readout | None,
+    metrics: dict[str, float],
+    untrained: dict[str, float],
+    stop: StopSignals,
 ) -> list[str]:
     if final is None:
         return ["score      none: the data has no labels (one folder per class would give them)"]
@@ -215,7 +291,7 @@ def _scores(
     better = "lower is better" if final.kind == "ridge" else "higher is better"
     yardsticks = {
         "mean predictor" if final.kind == "ridge" else "commonest class": final.ignorance(),
-        "raw pixels": final.score(pixels),
+        "raw pixels": final.score(pausing(pixels, stop)),
         "untrained encoder": untrained[name],
     }
     rows = [f"score      {name} {metrics[name]:.4f}  ({final.kind} on {counts}; {better})"]
@@ -224,10 +300,14 @@ def _scores(
     return rows + ([f"           per target: {', '.join(per_target)}"] if per_target else [])
 
 
-def _skipped(skipped: list[dict[str, str]]) -> list[str]:
-    lines = [f"skipped    {item['path']}: {item['reason']}" for item in skipped[:MOST_SKIPPED]]
-    more = len(skipped) - len(lines)
-    return lines + ([f"skipped    and {more} more files, all in train.log"] if more > 0 else [])
+def _tell_skipped(skipped: list[dict[str, str]], console: Console) -> None:
+    if skipped:
+        console.line(f"skipped    {len(skipped)} files in all")
+    for number, item in enumerate(skipped):
+        say = console.line if number < MOST_SKIPPED else console.log
+        say(f"skipped    {item['path']}: {item['reason']}")
+    if len(skipped) > MOST_SKIPPED:
+        console.line(f"skipped    and {len(skipped) - MOST_SKIPPED} more, all in train.log")
 
 
 def _next(folder: RunFolder, final: Readout | None) -> list[str]:

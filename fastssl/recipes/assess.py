@@ -53,7 +53,7 @@ def evaluate(
     readout = make_readout(source, kind, train_limit=train_images, test_limit=test_images, **voting)
     with torch.no_grad():
         metrics = dict(readout(encoder(backbone, where)))
-    record = make_record(readout, metrics, run=run, data=data)
+    record = make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate")
     append_record(folder, record)
     return record
 
@@ -79,9 +79,9 @@ def load_backbone(folder: Path, run: Run) -> nn.Module:
 
 
 def make_record(
-    readout: Readout, metrics: dict[str, float], *, run: Run, data: str
+    readout: Readout, metrics: dict[str, float], *, run: Run, data: str, by: str
 ) -> dict[str, Any]:
-    """One line of ``RECORDS``: when, what, the numbers, and how they were taken."""
+    """One line of ``RECORDS``: when, by which command, what, the numbers, how they were taken."""
     train = run.train
     protocol = {
         **readout.protocol(),
@@ -94,6 +94,7 @@ def make_record(
     }
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "by": by,
         "readout": readout.kind,
         "data": data,
         "metrics": metrics,
@@ -113,6 +114,15 @@ def split_name(data: str) -> str:
     if data == "spirograph":
         return "objects of their own"
     return "DATA/val or DATA/test; without them a fifth of the images, seen by pre-training"
+
+
+def recorded_by(folder: Path, by: str) -> bool:
+    """Whether the run's ``RECORDS`` hold a line of the command ``by``."""
+    try:
+        lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return False
+    return any(f'"by": "{by}"' in line for line in lines)
 
 
 def append_record(folder: Path, record: dict[str, Any]) -> None:

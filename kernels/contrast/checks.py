@@ -1,8 +1,6 @@
-"""What a call of ``contrast`` may look like; every refusal names the argument.
+"""What a call of ``contrast`` may look like; every refusal names the argument."""
 
-shapes: N queries, K keys, D features
-"""
-
+# shapes: N queries, K keys, D features
 from __future__ import annotations
 
 import math
@@ -31,10 +29,12 @@ class Pairs:
 
 
 def bad(argument: str, expected: str, received: object) -> ValueError:
+    """The refusal of ``argument``."""
     return ValueError(f"contrast: {argument} must be {expected}; received {received}")
 
 
 def scale_tensor(scale: float | Tensor, queries: Tensor) -> Tensor:
+    """``scale`` as a 0-d tensor on the device of the queries. ValueError where it is no number."""
     if isinstance(scale, Tensor):
         if scale.numel() != 1 or not scale.dtype.is_floating_point:
             raise bad("scale", "one floating number", f"{scale.dtype} {tuple(scale.shape)}")
@@ -49,6 +49,7 @@ def scale_tensor(scale: float | Tensor, queries: Tensor) -> Tensor:
 
 
 def check(queries: Tensor, keys: Tensor, pairs: Pairs, bound: float) -> None:
+    """ValueError for operands or a rule that do not fit each other."""
     for name, rows in (("queries", queries), ("keys", keys)):
         if not isinstance(rows, Tensor):
             raise bad(name, "a tensor of shape (rows, D)", type(rows).__name__)
@@ -73,6 +74,7 @@ def check(queries: Tensor, keys: Tensor, pairs: Pairs, bound: float) -> None:
 
 
 def check_ids(name: str, ids: tuple[Tensor, Tensor] | None, sides: Sequence[Tensor]) -> None:
+    """ValueError unless each side has one int64 id per row, on its device."""
     for position, (id_n, side) in enumerate(zip(ids or (), sides, strict=False)):
         if id_n.dtype != torch.int64 or id_n.shape != side.shape[:1]:
             received = f"{id_n.dtype} {tuple(id_n.shape)}"

@@ -1,85 +1,113 @@
-"""Log-denominators in plain torch: the equation, any float dtype, any device.
+"""Log-denominators on the CPU through the compiled library (csrc/contrast.cpp).
 
-    x_ij   = scale * q_i . k_j
-    rows_i = log sum_{j kept with i} exp(x_ij)          over the keys of a query
-    cols_j = log sum_{i kept with j} exp(x_ij)          over the queries of a key
-    top_i  = max_{j kept with i} x_ij
-    mean_i = sum_{j kept with i} exp(x_ij - rows_i) k_j     which is d rows_i / d (scale q_i)
-
-A pair is kept by its labels ("all", "same", "different") and unless both rows are one and the same
-(equal row ids). Without a kept pair a log-denominator is -inf and has no gradient.
+The backward reads E where the forward could keep it within KEEP_BYTES and recomputes the rest.
 """
 
 # shapes: N queries, K keys, D features
 from __future__ import annotations
 
-from dataclasses import dataclass
+import struct
 
 import torch
 from torch import Tensor
 
-KEEPS = ("all", "same", "different")
+from fastssl.kernels import native
+from fastssl.kernels.contrast.reference import Ids, accumulate_dtype
+
+KEEP_BYTES = 144 << 20  # half of a float32 E at N = K = 8,192
+PANEL = 32  # the widest register block
+HEADER = 16  # kKeptHeader in csrc/schedule.h
+BOUNDED_RANGE = 80.0  # kBoundedRange in csrc/ntxent_tile.h
+
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+KEEPS = {"all": 0, "same": 1, "different": 2}
+
+# ContrastForward and ContrastBackward of csrc/contrast.h: the problem, then the arrays.
+_PROBLEM = "@" + "Pqq" * 2 + "qqq" + "iiii" + "ii" + "dd" + "PPPP"
+_FORWARD = struct.Struct(_PROBLEM + "PPPPqP")
+_BACKWARD = struct.Struct(_PROBLEM + "PPPPPqPPP")
 
 
-@dataclass(frozen=True)
-class Ids:
-    """int64 ids of queries (N,) and keys (K,); None where the rule does not ask for them."""
-
-    q_label_N: Tensor | None = None
-    k_label_K: Tensor | None = None
-    q_row_N: Tensor | None = None
-    k_row_K: Tensor | None = None
-    keep: str = "all"
-
-
-def accumulate_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """float64 as soon as one operand is, else float32."""
-    return torch.float64 if torch.float64 in dtypes else torch.float32
-
-
-def dropped(ids: Ids) -> Tensor | None:
-    """(N, K) bool of the pairs that do not count, or None where all count."""
-    found: Tensor | None = None
-    if ids.keep != "all":
-        assert ids.q_label_N is not None and ids.k_label_K is not None
-        same_NK = ids.q_label_N[:, None] == ids.k_label_K[None, :]
-        found = ~same_NK if ids.keep == "same" else same_NK
-    if ids.q_row_N is not None and ids.k_row_K is not None:
-        self_NK = ids.q_row_N[:, None] == ids.k_row_K[None, :]
-        found = self_NK if found is None else found | self_NK
-    return found
+def _problem(
+    q_ND: Tensor, k_KD: Tensor, scale: Tensor, ids: Ids, bound: float
+) -> tuple[list[Tensor], tuple]:
+    """Tensors to keep alive during the call, and the fields of ContrastProblem."""
+    labels = _int32(ids.q_label_N, ids.k_label_K) if ids.keep != "all" else None
+    rows = _int32(ids.q_row_N, ids.k_row_K)
+    alive = [*(labels or ()), *(rows or ())]
+    fields = (
+        *(q_ND.data_ptr(), *q_ND.stride()),
+        *(k_KD.data_ptr(), *k_KD.stride()),
+        *(q_ND.shape[0], *k_KD.shape),
+        *(DTYPES[q_ND.dtype], DTYPES[k_KD.dtype], KEEPS[ids.keep], torch.get_num_threads()),
+        *(accumulate_dtype(q_ND.dtype, k_KD.dtype) == torch.float64, 0),
+        *(scale.item(), bound),
+        *(_pointers(labels) + _pointers(rows)),
+    )
+    return alive, fields
 
 
-def logits(q_ND: Tensor, k_KD: Tensor, scale: Tensor, ids: Ids) -> Tensor:
-    """(N, K) x_ij, -inf where the pair does not count; differentiable."""
-    dtype = accumulate_dtype(q_ND.dtype, k_KD.dtype)
-    x_NK = (q_ND.to(dtype) @ k_KD.to(dtype).T) * scale.to(dtype)
-    drop_NK = dropped(ids)
-    return x_NK if drop_NK is None else x_NK.masked_fill(drop_NK, -torch.inf)
+def _pointers(pair: tuple[Tensor, Tensor] | None) -> tuple[int, int]:
+    return (pair[0].data_ptr(), pair[1].data_ptr()) if pair else (0, 0)
 
 
-def denominators(
-    q_ND: Tensor, k_KD: Tensor, scale: Tensor, ids: Ids, columns: bool
-) -> tuple[Tensor, Tensor]:
-    """rows (N,) and cols (K,) (empty unless ``columns``), differentiable to any order."""
-    x_NK = logits(q_ND, k_KD, scale, ids)
-    rows_N = _logsumexp(x_NK, 1)
-    return rows_N, _logsumexp(x_NK, 0) if columns else rows_N.new_empty(0)
+def _int32(q_N: Tensor | None, k_K: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """The ids as int32, numbered anew where they do not fit: only equality counts."""
+    if q_N is None or k_K is None:
+        return None
+    both = torch.cat([q_N, k_K])
+    low, high = both.aminmax()
+    if low < -(2**31) or high >= 2**31:
+        both = both.unique(return_inverse=True)[1]
+    q, k = both.to(torch.int32).split([len(q_N), len(k_K)])
+    return q.contiguous(), k.contiguous()
+
+
+def kept_numel(num_queries: int, num_keys: int, embedding: int, dtype: torch.dtype) -> int:
+    """Elements of `kept`: E in whole panels, or as many as KEEP_BYTES hold. Sizes may be symbolic.
+
+    Nothing where less than a quarter would fit: then reading it back hardly pays.
+    """
+    whole = (num_queries + PANEL) * num_keys + HEADER
+    budget = HEADER + KEEP_BYTES // dtype.itemsize
+    if isinstance(num_queries, torch.SymInt) or isinstance(num_keys, torch.SymInt):
+        return torch.sym_min(whole, budget)
+    return min(whole, budget)
 
 
 def forward(
     q_ND: Tensor, k_KD: Tensor, scale: Tensor, ids: Ids, columns: bool, bound: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """rows (N,), cols (K,) or empty, top (N,), and nothing kept for the backward."""
-    x_NK = logits(q_ND, k_KD, scale, ids)
-    rows_N = x_NK.logsumexp(dim=1)
-    cols_K = x_NK.logsumexp(dim=0) if columns else x_NK.new_empty(0)
-    return rows_N, cols_K, x_NK.amax(dim=1), x_NK.new_empty(0)
+    """rows (N,), cols (K,) or empty, top (N,), and what the backward needs (1-D)."""
+    dtype = accumulate_dtype(q_ND.dtype, k_KD.dtype)
+    (num_queries, embedding), num_keys = q_ND.shape, k_KD.shape[0]
+    numel = kept_numel(num_queries, num_keys, embedding, dtype) if save else 0
+    kept = native.pooled_empty(_library(), numel, dtype)
+    cols_K = _empty(num_keys if columns else 0, dtype=dtype)
+    rows_N, top_N = _forward(q_ND, k_KD, scale, ids, bound, cols_K, kept, None)
+    return rows_N, cols_K, top_N, kept
 
 
-def kept_numel(num_queries: int, num_keys: int, embedding: int, dtype: torch.dtype) -> int:
-    """Elements that ``forward`` keeps for ``backward``: none."""
-    return 0
+def forward_mean(
+    q_ND: Tensor, k_KD: Tensor, scale: Tensor, ids: Ids, bound: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """rows (N,), top (N,) and the softmax-weighted mean of the keys, (N, D).
+
+    One pass where one shift serves all rows. Otherwise the mean is taken in a second one: rows is
+    the first, and its gradient with respect to scale * q is the mean.
+    """
+    dtype = accumulate_dtype(q_ND.dtype, k_KD.dtype)
+    nothing = _empty(0, dtype=dtype)
+    if 2 * abs(scale.item()) * bound <= BOUNDED_RANGE:
+        mean_ND = _empty(*q_ND.shape, dtype=dtype)
+        rows_N, top_N = _forward(q_ND, k_KD, scale, ids, bound, nothing, nothing, mean_ND)
+        return rows_N, top_N, mean_ND
+    rows_N, top_N = _forward(q_ND, k_KD, scale, ids, bound, nothing, nothing, None)
+    whole_ND = q_ND.to(dtype)  # its gradient is returned in this type
+    ones_N = torch.ones_like(rows_N)
+    one, unit = (ones_N, nothing), (whole_ND, k_KD)
+    dq_ND, _, _ = backward(*one, *unit, scale, ids, rows_N, nothing, nothing, bound, (True, False))
+    return rows_N, top_N, dq_ND / scale.to(dtype)
 
 
 def backward(
@@ -95,39 +123,61 @@ def backward(
     bound: float,
     wants: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q (N, D) and k (K, D) where ``wants`` asks for them (else empty) and of scale.
-
-    With W_ij = g_i exp(x_ij - rows_i) + h_j exp(x_ij - cols_j):  dq = scale W k,  dk = scale W^T q,
-    dscale = sum_ij W_ij q_i . k_j. Without ``cols_K`` the second term is left out.
-    """
+    """Gradients of q (N, D) and k (K, D), empty where ``wants`` does not ask, and of scale."""
     dtype = rows_N.dtype
-    x_NK = logits(q_ND, k_KD, scale, ids)
-    w_NK = g_rows_N.to(dtype)[:, None] * _softmax(x_NK, rows_N[:, None])
-    if cols_K.numel():
-        w_NK = w_NK + g_cols_K.to(dtype)[None, :] * _softmax(x_NK, cols_K[None, :])
-    q, k, tau = q_ND.to(dtype), k_KD.to(dtype), scale.to(dtype)
-    pulled_ND = w_NK @ k
-    dscale = (pulled_ND * q).sum()
-    dq_ND = (pulled_ND * tau).to(q_ND.dtype) if wants[0] else q_ND.new_empty(0)
-    dk_KD = (w_NK.T @ q * tau).to(k_KD.dtype) if wants[1] else k_KD.new_empty(0)
+    saved = [x.to(dtype).contiguous() for x in (g_rows_N, g_cols_K, rows_N, cols_K)]
+    g_rows_N, g_cols_K, rows_N, cols_K = saved
+    alive, fields = _problem(q_ND, k_KD, scale, ids, bound)
+    dq_ND = _empty(*q_ND.shape, dtype=q_ND.dtype) if wants[0] else _empty(0, dtype=q_ND.dtype)
+    dk_KD = _empty(*k_KD.shape, dtype=k_KD.dtype) if wants[1] else _empty(0, dtype=k_KD.dtype)
+    dscale = _empty(dtype=dtype)
+    call = _BACKWARD.pack(
+        *fields,
+        g_rows_N.data_ptr(),
+        g_cols_K.data_ptr() if cols_K.numel() else 0,
+        rows_N.data_ptr(),
+        cols_K.data_ptr() if cols_K.numel() else 0,
+        kept.data_ptr() if kept.numel() else 0,
+        kept.numel(),
+        dq_ND.data_ptr() if wants[0] else 0,
+        dk_KD.data_ptr() if wants[1] else 0,
+        dscale.data_ptr(),
+    )
+    _refuse(_library().fastssl_contrast_backward(call), q_ND, k_KD)
+    del alive, saved
     return dq_ND, dk_KD, dscale
 
 
-def forward_mean(
-    q_ND: Tensor, k_KD: Tensor, scale: Tensor, ids: Ids, bound: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """rows (N,), top (N,) and the softmax-weighted mean of the keys, (N, D)."""
-    x_NK = logits(q_ND, k_KD, scale, ids)
-    rows_N = x_NK.logsumexp(dim=1)
-    return rows_N, x_NK.amax(dim=1), _softmax(x_NK, rows_N[:, None]) @ k_KD.to(rows_N.dtype)
+def _forward(q_ND, k_KD, scale, ids, bound, cols_K, kept, mean_ND) -> tuple[Tensor, Tensor]:
+    dtype = accumulate_dtype(q_ND.dtype, k_KD.dtype)
+    alive, fields = _problem(q_ND, k_KD, scale, ids, bound)
+    rows_N, top_N = _empty(q_ND.shape[0], dtype=dtype), _empty(q_ND.shape[0], dtype=dtype)
+    call = _FORWARD.pack(
+        *fields,
+        rows_N.data_ptr(),
+        cols_K.data_ptr() if cols_K.numel() else 0,
+        top_N.data_ptr(),
+        kept.data_ptr() if kept.numel() else 0,
+        kept.numel(),
+        mean_ND.data_ptr() if mean_ND is not None else 0,
+    )
+    _refuse(_library().fastssl_contrast_forward(call), q_ND, k_KD)
+    del alive
+    return rows_N, top_N
 
 
-def _softmax(x_NK: Tensor, lse: Tensor) -> Tensor:
-    """exp(x - lse), zero where nothing counts."""
-    return torch.where(lse == -torch.inf, 0.0, (x_NK - lse).exp())
+def _library():
+    library = native.library()
+    assert library is not None
+    return library
 
 
-def _logsumexp(x_NK: Tensor, dim: int) -> Tensor:
-    """torch.logsumexp whose gradient is zero instead of NaN where every logit is -inf."""
-    none = (x_NK == -torch.inf).all(dim=dim, keepdim=True)
-    return x_NK.masked_fill(none, 0.0).logsumexp(dim=dim).masked_fill(none.squeeze(dim), -torch.inf)
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def _refuse(status: int, q_ND: Tensor, k_KD: Tensor) -> None:
+    if status == 1:
+        raise MemoryError(f"contrast: no memory for {q_ND.shape[0]:,} x {k_KD.shape[0]:,} pairs")
+    if status:
+        raise ValueError("contrast: kept is not what the forward of this call returned")

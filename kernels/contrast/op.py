@@ -9,17 +9,17 @@ sides, ``contrast_mean`` to the queries alone, in the forward pass itself.
 from __future__ import annotations
 
 import math
-import warnings
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastssl.kernels import native as compiled
-from fastssl.kernels.contrast import native, reference
+from fastssl.kernels.contrast import reference
+from fastssl.kernels.contrast.backends import BACKENDS, FAKES, implementations
 from fastssl.kernels.contrast.checks import Pairs, bad, check, scale_tensor
 from fastssl.kernels.contrast.reference import Ids
+from fastssl.kernels.eager import is_transformed
+from fastssl.kernels.precision import own_precision
 
 _IDS = "Tensor? q_label, Tensor? k_label, Tensor? q_row, Tensor? k_row, str keep"
 _library = torch.library.Library("fastssl", "FRAGMENT")
@@ -71,13 +71,15 @@ def contrast(
 
     Returns:
         Denominators in float32 (float64 if an operand is); -inf where no pair counts. ``top`` has
-        no gradient.
+        no gradient. Under torch.func transforms the formula answers (N x K memory).
 
     Raises:
         ValueError: an argument does not fit; the message names it.
     """
     check(queries, keys, pairs, bound)
     scale = scale_tensor(scale, queries)
+    if is_transformed():
+        return _formula(queries, keys, scale, pairs, columns)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, keys, scale))
     rows, cols, top, _ = torch.ops.fastssl.contrast(
         queries, keys, scale, *_flat(pairs), columns, bound, save
@@ -104,6 +106,8 @@ def contrast_mean(
     if keys.requires_grad:
         raise bad("keys", "without a gradient (use contrast)", "keys.requires_grad = True")
     scale = scale_tensor(scale, queries)
+    if is_transformed():
+        return _formula(queries, keys, scale, pairs, False)
     flat = _flat(pairs)
     if torch.is_grad_enabled() and (queries.requires_grad or scale.requires_grad):
         rows, top, _ = torch.ops.fastssl.contrast_mean(queries, keys, scale, *flat, bound)
@@ -114,69 +118,17 @@ def contrast_mean(
     return Denominators(rows, rows.new_empty(0), top)
 
 
+def _formula(queries, keys, scale, pairs: Pairs, columns: bool) -> Denominators:
+    """What transforms see: plain torch, which vmap and every mode of differentiation know."""
+    ids = Ids(*_flat(pairs))
+    rows, cols = reference.denominators(queries, keys, scale, ids, columns)
+    top = reference.logits(queries, keys, scale, ids).amax(dim=1).detach()
+    return Denominators(rows, cols, top)
+
+
 def _flat(pairs: Pairs) -> tuple:
     labels = pairs.labels if pairs.keep != "all" and pairs.labels is not None else (None, None)
     return (*labels, *(pairs.rows or (None, None)), pairs.keep)
-
-
-def _cpu_backend():
-    """C++ where the library was built; its loader has said so where it was not."""
-    return native if compiled.library() is not None else reference
-
-
-@cache
-def _cuda_backend():
-    """The Triton launcher; imported at the first CUDA call because triton is slow to import."""
-    try:
-        from fastssl.kernels.contrast import launch
-    except ImportError as error:
-        message = f"contrast: no Triton ({error}); plain torch answers on CUDA, slower"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-        return reference
-    return launch
-
-
-def _reference_backend():
-    return reference
-
-
-def _implementations(backend) -> dict:
-    """The three operators over a backend module that is looked up at the first call."""
-
-    def forward(q, k, scale, ql, kl, qr, kr, keep, columns, bound, save):
-        ids = Ids(ql, kl, qr, kr, keep)
-        return backend().forward(q, k, scale, ids, columns, bound, save)
-
-    def backward(gr, gc, q, k, scale, ql, kl, qr, kr, keep, rows, cols, kept, bound, wq, wk):
-        ids = Ids(ql, kl, qr, kr, keep)
-        return backend().backward(gr, gc, q, k, scale, ids, rows, cols, kept, bound, (wq, wk))
-
-    def mean(q, k, scale, ql, kl, qr, kr, keep, bound):
-        return backend().forward_mean(q, k, scale, Ids(ql, kl, qr, kr, keep), bound)
-
-    return {"contrast": forward, "contrast_backward": backward, "contrast_mean": mean}
-
-
-def _fake_forward(q, k, scale, ql, kl, qr, kr, keep, columns, bound, save):
-    dtype = reference.accumulate_dtype(q.dtype, k.dtype)
-    num_kept = 0
-    if save and q.device.type in ("cpu", "cuda"):
-        backend = _cpu_backend() if q.device.type == "cpu" else _cuda_backend()
-        num_kept = backend.kept_numel(q.shape[0], k.shape[0], q.shape[1], dtype)
-    rows = q.new_empty(q.shape[0], dtype=dtype)
-    cols = q.new_empty(k.shape[0] if columns else 0, dtype=dtype)
-    return rows, cols, torch.empty_like(rows), q.new_empty(num_kept, dtype=dtype)
-
-
-def _fake_backward(gr, gc, q, k, scale, ql, kl, qr, kr, keep, rows, cols, kept, bound, wq, wk):
-    dq = q.new_empty(q.shape) if wq else q.new_empty(0)
-    dk = k.new_empty(k.shape) if wk else k.new_empty(0)
-    return dq, dk, rows.new_empty(())
-
-
-def _fake_mean(q, k, scale, ql, kl, qr, kr, keep, bound):
-    rows = q.new_empty(q.shape[0], dtype=reference.accumulate_dtype(q.dtype, k.dtype))
-    return rows, torch.empty_like(rows), rows.new_empty(q.shape)
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -199,7 +151,10 @@ def _backward(ctx, g_rows, g_cols, _top, _kept):
     g_rows = torch.zeros_like(rows) if g_rows is None else g_rows
     g_cols = torch.zeros_like(cols) if g_cols is None else g_cols
     if torch.is_grad_enabled():  # create_graph: a second derivative may be asked for
-        formula = reference.denominators(q, k, scale, Ids(ql, kl, qr, kr, keep), columns)
+
+        def formula(q, k, scale):
+            return reference.denominators(q, k, scale, Ids(ql, kl, qr, kr, keep), columns)
+
         return *_differentiable(formula, (g_rows, g_cols), (q, k, scale)), *nothing
     want_q, want_k, want_scale = ctx.needs_input_grad[:3]
     dq, dk, dscale = torch.ops.fastssl.contrast_backward(
@@ -236,8 +191,11 @@ def _backward_mean(ctx, g_rows, _top, _mean):
                 "contrast_mean: a second derivative needs the keys of the forward pass, but they "
                 "have been written to since (a queue?); use contrast or take it before enqueueing"
             )
-        rows, _ = reference.denominators(q, k, scale, Ids(ql, kl, qr, kr, keep), False)
-        dq, dscale = _differentiable((rows,), (g_rows,), (q, scale))
+
+        def formula(q, scale):
+            return reference.denominators(q, k, scale, Ids(ql, kl, qr, kr, keep), False)[:1]
+
+        dq, dscale = _differentiable(formula, (g_rows,), (q, scale))
         return dq, None, dscale, *nothing[1:]
     weighted_ND = g_rows[:, None] * mean_ND
     want_q, _, want_scale = ctx.needs_input_grad[:3]
@@ -246,37 +204,28 @@ def _backward_mean(ctx, g_rows, _top, _mean):
     return dq, None, dscale, *nothing[1:]
 
 
-def _differentiable(outputs, grads, inputs) -> list[Tensor | None]:
-    """The formula's own gradients, kept differentiable (materialises N x K)."""
-    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
-    asked = [x for x in inputs if x.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [o for o, _ in pairs],
-            asked,
-            [g for _, g in pairs],
-            create_graph=True,
-            allow_unused=True,
+def _differentiable(formula, grads, inputs) -> list[Tensor | None]:
+    """The formula's own gradients, kept differentiable (materialises N x K).
+
+    They are taken with respect to aliases: an input may be a function of another one, and that
+    path belongs to the caller's graph.
+    """
+    aliases = [x.view_as(x) for x in inputs]
+    pairs = [(o, g) for o, g in zip(formula(*aliases), grads, strict=True) if o.requires_grad]
+    outputs, cotangents = zip(*pairs, strict=True)
+    asked = [x for x in aliases if x.requires_grad]
+    with own_precision(inputs[0]):  # the products of the gradient, too
+        found = iter(
+            torch.autograd.grad(outputs, asked, cotangents, create_graph=True, allow_unused=True)
         )
-    )
-    return [next(found) if x.requires_grad else None for x in inputs]
+    return [next(found) if x.requires_grad else None for x in aliases]
 
 
 def _register() -> None:
-    backends = {
-        "CPU": _cpu_backend,
-        "CUDA": _cuda_backend,
-        "CompositeExplicitAutograd": _reference_backend,
-    }
-    for key, backend in backends.items():
-        for name, function in _implementations(backend).items():
+    for key, backend in BACKENDS.items():
+        for name, function in implementations(backend).items():
             _library.impl(name, function, key)
-    fakes = {
-        "contrast": _fake_forward,
-        "contrast_backward": _fake_backward,
-        "contrast_mean": _fake_mean,
-    }
-    for name, fake in fakes.items():
+    for name, fake in FAKES.items():
         torch.library.register_fake(f"fastssl::{name}", fake, lib=_library)
     torch.library.register_autograd(
         "fastssl::contrast", _backward, setup_context=_setup, lib=_library

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastssl.kernels.precision import own_precision
+
 KEEPS = ("all", "same", "different")
 
 
@@ -53,7 +55,8 @@ def dropped(ids: Ids) -> Tensor | None:
 def logits(q_ND: Tensor, k_KD: Tensor, scale: Tensor, ids: Ids) -> Tensor:
     """(N, K) x_ij, -inf where the pair does not count; differentiable."""
     dtype = accumulate_dtype(q_ND.dtype, k_KD.dtype)
-    x_NK = (q_ND.to(dtype) @ k_KD.to(dtype).T) * scale.to(dtype)
+    with own_precision(q_ND):
+        x_NK = (q_ND.to(dtype) @ k_KD.to(dtype).T) * scale.to(dtype)
     drop_NK = dropped(ids)
     return x_NK if drop_NK is None else x_NK.masked_fill(drop_NK, -torch.inf)
 
@@ -106,10 +109,11 @@ def backward(
     if cols_K.numel():
         w_NK = w_NK + g_cols_K.to(dtype)[None, :] * _softmax(x_NK, cols_K[None, :])
     q, k, tau = q_ND.to(dtype), k_KD.to(dtype), scale.to(dtype)
-    pulled_ND = w_NK @ k
+    with own_precision(q_ND):
+        pulled_ND = w_NK @ k
+        dk_KD = (w_NK.T @ q * tau).to(k_KD.dtype) if wants[1] else k_KD.new_empty(0)
     dscale = (pulled_ND * q).sum()
     dq_ND = (pulled_ND * tau).to(q_ND.dtype) if wants[0] else q_ND.new_empty(0)
-    dk_KD = (w_NK.T @ q * tau).to(k_KD.dtype) if wants[1] else k_KD.new_empty(0)
     return dq_ND, dk_KD, dscale
 
 
@@ -119,7 +123,9 @@ def forward_mean(
     """rows (N,), top (N,) and the softmax-weighted mean of the keys, (N, D)."""
     x_NK = logits(q_ND, k_KD, scale, ids)
     rows_N = x_NK.logsumexp(dim=1)
-    return rows_N, x_NK.amax(dim=1), _softmax(x_NK, rows_N[:, None]) @ k_KD.to(rows_N.dtype)
+    with own_precision(q_ND):
+        mean_ND = _softmax(x_NK, rows_N[:, None]) @ k_KD.to(rows_N.dtype)
+    return rows_N, x_NK.amax(dim=1), mean_ND
 
 
 def _softmax(x_NK: Tensor, lse: Tensor) -> Tensor:

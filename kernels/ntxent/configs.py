@@ -2,26 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
-ARCHS = (80, 90, 100)  # A100, H100, B200; in between, the nearest one below serves
-
-
-@dataclass(frozen=True)
-class Config:
-    """One shipped binary per architecture: which input it serves and how it is compiled."""
-
-    kernel: str
-    dtype: str  # "fp16", "bf16", "fp32" (IEEE products) or "tf32"
-    depth: int  # serves padded D up to this; 0 serves any
-    num_warps: int
-    num_stages: int
-    constants: dict[str, Any] = field(default_factory=dict, hash=False)
-    archs: tuple[int, ...] = ARCHS
-
-    def options(self) -> dict[str, Any]:
-        return dict(self.constants, num_warps=self.num_warps, num_stages=self.num_stages)
+from fastssl.kernels.cuda import Config, best
 
 
 def _whole_depth(dtype: str) -> list[Config]:
@@ -81,6 +62,4 @@ CONFIGS: tuple[Config, ...] = (
 
 def serving(kernel: str, dtype: str, depth: int, arch: int) -> Config | None:
     """The shipped config for a padded depth, the one made for it first; None where none serves."""
-    fitting = [c for c in CONFIGS if (c.kernel, c.dtype) == (kernel, dtype) and arch in c.archs]
-    exact = [c for c in fitting if c.depth == depth]
-    return next(iter(exact + [c for c in fitting if c.depth == 0]), None)
+    return best(CONFIGS, kernel, dtype, depth, arch)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-EPS = 1e-12
+from fastssl.kernels.ntxent import reference
 
 
 def forward(
@@ -52,14 +52,13 @@ def backward(
     dz_MD /= tau
     along_M1 = (z_MD * dz_MD).sum(1, keepdim=True)
     dtau = along_M1.sum() / (-2.0 * tau)
-    kept_M1 = torch.where(rnorm_M < 1.0 / EPS, 1.0, 0.0)[:, None]
+    kept_M1 = torch.where(rnorm_M < 1.0 / reference.EPS, 1.0, 0.0)[:, None]
     return rnorm_M[:, None] * (dz_MD - z_MD * along_M1 * kept_M1), dtau
 
 
 def _normalise(views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    h_MD = torch.cat(list(views))
-    rnorm_M = 1.0 / torch.linalg.vector_norm(h_MD, dim=1).clamp_min(EPS)
-    return h_MD * rnorm_M[:, None], rnorm_M
+    z_MD, norm_M1 = reference.normalise(torch.cat(list(views)))
+    return z_MD, norm_M1.squeeze(1).reciprocal()
 
 
 def _others(x_MD: Tensor, num_views: int) -> Tensor:

@@ -151,8 +151,11 @@ def ntxent_project_kernel(y_ptr, scale_ptr, rnorm_ptr, tau_ptr, state_ptr, g_max
             tl.store(acc_ptr + at, tl.load(acc_ptr + at) + pull[:, None] * z_O)
         tl.debug_barrier()
     rnorm = tl.load(rnorm_ptr + row, mask=real, other=0.0)
-    along = tl.where(rnorm < 1.0 / EPS, z_dot_dz, 0.0)  # a row shorter than eps is not projected
-    limit = 65504.0 if dh_ptr.dtype.element_ty == tl.float16 else float("inf")
+    clamped = rnorm >= 1.0 / EPS  # a row shorter than eps is not projected
+    along = tl.where(clamped, 0.0, z_dot_dz)
+    # in fp16 such a row saturates, any other overflows, so that a loss scaler sees it
+    largest = 65504.0 if dh_ptr.dtype.element_ty == tl.float16 else float("inf")
+    limit = tl.where(clamped, largest, float("inf"))[:, None]
     for k0 in range(0, K, BK):
         k = k0 + tl.arange(0, BK)
         at = row[:, None] * K + k[None, :]

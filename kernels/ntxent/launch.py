@@ -17,8 +17,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fastssl.kernels.cuda import ARCHS, Config
 from fastssl.kernels.ntxent import float64, kernel, kernel_backward, reference
-from fastssl.kernels.ntxent.configs import ARCHS, Config, serving
+from fastssl.kernels.ntxent.configs import serving
 
 STRIPS = 16  # column strips of the forward pass
 BAND = 128  # row blocks per forward launch: bounds the column-sum slots to (BAND + 17) x P

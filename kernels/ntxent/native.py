@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from fastssl.kernels import native
+from fastssl.kernels.ntxent.checks import bad
 
 KEEP_BYTES = 144 << 20  # half of a float32 E up to M = 8,192
 TILE = 192  # kTile in csrc/schedule.h
 PANEL = 32  # the widest register block
 HEADER = 16  # kKeptHeader in csrc/schedule.h
+FOREIGN = 2  # kForeignKept in csrc/ntxent.h
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
@@ -84,9 +86,9 @@ def forward(
     dtype = _accumulate_dtype(views[0].dtype)
     memory, fields = _problem(views, temperature, reduction)
     rows = fields[1] * fields[2]
-    loss = torch.empty((rows,) if reduction == "none" else (), dtype=dtype)
-    lse_M = torch.empty(rows, dtype=dtype)
-    rnorm_M = torch.empty(rows, dtype=dtype)
+    loss = torch.empty((rows,) if reduction == "none" else (), dtype=dtype, device="cpu")
+    lse_M = torch.empty(rows, dtype=dtype, device="cpu")
+    rnorm_M = torch.empty(rows, dtype=dtype, device="cpu")
     numel = kept_numel(rows, fields[3], dtype) if keep else 0
     kept = native.pooled_empty(library, numel, dtype)
     call = _FORWARD.pack(
@@ -122,8 +124,8 @@ def backward(
         grad = grad.to(lse_M.dtype)
     grad = grad.contiguous()
     memory, fields = _problem(views, temperature, reduction)
-    dz_MD = torch.empty((fields[1] * fields[2], fields[3]), dtype=first.dtype)
-    dtemperature = torch.empty((), dtype=lse_M.dtype)
+    dz_MD = torch.empty((fields[1] * fields[2], fields[3]), dtype=first.dtype, device="cpu")
+    dtemperature = torch.empty((), dtype=lse_M.dtype, device="cpu")
     numel = kept.numel()
     call = _BACKWARD.pack(
         *fields,
@@ -134,6 +136,10 @@ def backward(
         dz_MD.data_ptr(),
         dtemperature.data_ptr(),
     )
-    if library.fastssl_ntxent_backward(call, memory):
+    status = library.fastssl_ntxent_backward(call, memory)
+    if status == FOREIGN:
+        expected = "what the forward pass of these views returned"
+        raise bad("kept", expected, f"{numel} elements of another call")
+    if status:
         raise MemoryError(f"ntxent: no memory for the workspace of {dz_MD.shape[0]:,} rows")
     return dz_MD, dtemperature

@@ -7,21 +7,20 @@ reference for every other device and wherever the compiled one is missing (which
 # shapes: N samples, V views, M = V * N rows, D embedding
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fastssl.kernels import native as compiled
+from fastssl.kernels.eager import is_plain, is_transformed
 from fastssl.kernels.ntxent import native, reference
+from fastssl.kernels.ntxent.checks import bad, check, check_saved, check_temperature_value
+from fastssl.kernels.precision import own_precision
 
-REDUCTIONS = ("mean", "sum", "none")
 CPU = torch.device("cpu")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _library = torch.library.Library("fastssl", "FRAGMENT")
 _library.define(
@@ -48,7 +47,8 @@ def ntxent(
 
     Returns:
         () or (M,) in float32 (float64 for float64 input); row v * N + n is sample n in view v.
-        With V > 2 the positives of a row are averaged outside the logarithm.
+        With V > 2 the positives of a row are averaged outside the logarithm. ``torch.func``
+        transforms, ``vmap`` and forward-mode AD are answered by the formula in plain torch.
 
     Raises:
         ValueError: an argument does not fit; the message names it.
@@ -56,13 +56,16 @@ def ntxent(
     Source: Chen et al. 2020, arXiv:2002.05709, eq. 1.
     """
     if isinstance(views, Tensor):
-        raise _bad("views", "a list or tuple of at least two (N, D) tensors", "one tensor")
+        raise bad("views", "a list or tuple of at least two (N, D) tensors", "one tensor")
     views = list(views)
     for position, view in enumerate(views):
         if not isinstance(view, Tensor):
-            raise _bad(f"views[{position}]", "a tensor of shape (N, D)", type(view).__name__)
-    plain = _is_plain_eager(views)
+            raise bad(f"views[{position}]", "a tensor of shape (N, D)", type(view).__name__)
+    plain = is_plain([*views, temperature] if isinstance(temperature, Tensor) else views)
     temperature = _as_tensor(temperature, views, reuse=plain)
+    if not plain and is_transformed():
+        check(views, temperature, reduction)
+        return reference.ntxent(views, temperature, reduction)
     keep = torch.is_grad_enabled() and (
         temperature.requires_grad or any(view.requires_grad for view in views)
     )
@@ -73,82 +76,24 @@ def ntxent(
     return _backend(FORWARDS, views)(views, temperature, reduction, keep)[0]
 
 
-def _is_plain_eager(views: list[Tensor]) -> bool:
-    """Whether nothing but this operator needs to see the call: then it goes to its backend at once.
-
-    A dispatcher call of a Python operator with a list of tensors costs about 28 us in each
-    direction, ``register_autograd`` about 60 more: at M = 64 several times the kernel.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and all(type(view) in (Tensor, torch.nn.Parameter) for view in views)
-        and _get_current_dispatch_mode() is None
-    )
-
-
 def _as_tensor(temperature: float | Tensor, views: list[Tensor], *, reuse: bool) -> Tensor:
     if isinstance(temperature, Tensor):
         return temperature
     if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise _bad("temperature", "a float or a one-element tensor", type(temperature).__name__)
+        raise bad("temperature", "a float or a one-element tensor", type(temperature).__name__)
     device = views[0].device if views else CPU
     if reuse and device == CPU:
         return _constant(float(temperature))
-    _check_temperature_value(temperature)
+    check_temperature_value(temperature)
     return torch.full((), temperature, dtype=torch.float64, device=device)
 
 
 @lru_cache(maxsize=64)
 def _constant(temperature: float) -> Tensor:
     """One tensor for all calls with this temperature; nobody writes to it."""
-    _check_temperature_value(temperature)
+    check_temperature_value(temperature)
     with torch.inference_mode(False):  # what is made inside inference mode cannot be saved later
-        return torch.full((), temperature, dtype=torch.float64)
-
-
-def _bad(argument: str, expected: str, received: object) -> ValueError:
-    return ValueError(f"ntxent: {argument} must be {expected}; received {received}")
-
-
-def _check_temperature_value(value: float) -> None:
-    if not math.isfinite(value) or abs(value) < 1e-8:
-        raise _bad("temperature", "finite and at least 1e-8 in magnitude", value)
-
-
-def _check(views: list[Tensor], temperature: Tensor, reduction: str) -> None:
-    if len(views) < 2:
-        raise _bad("views", "at least two (N, D) tensors", f"{len(views)}")
-    first = views[0]
-    shape, dtype, device = first.shape, first.dtype, first.device
-    for position, view in enumerate(views):
-        if len(view.shape) != 2:
-            raise _bad(f"views[{position}]", "2-D, (N, D)", f"shape {tuple(view.shape)}")
-        if view.shape != shape:
-            shapes = f"{tuple(view.shape)} beside {tuple(shape)}"
-            raise _bad(f"views[{position}]", "of the same shape as views[0]", shapes)
-        if view.dtype != dtype:
-            dtypes = f"{view.dtype} beside {dtype}"
-            raise _bad(f"views[{position}]", "of the same dtype as views[0]", dtypes)
-        if view.device != device:
-            devices = f"{view.device} beside {device}"
-            raise _bad(f"views[{position}]", "on the same device as views[0]", devices)
-    if dtype not in DTYPES:
-        raise _bad("views", "float16, bfloat16, float32 or float64", dtype)
-    if shape[0] < 1 or shape[1] < 1:
-        raise _bad("views", "non-empty, N >= 1 and D >= 1", f"shape {tuple(shape)}")
-    if reduction not in REDUCTIONS:
-        raise _bad("reduction", "one of 'mean', 'sum', 'none'", repr(reduction))
-    _check_temperature(temperature, first)
-
-
-def _check_temperature(temperature: Tensor, first: Tensor) -> None:
-    if temperature.numel() != 1:
-        raise _bad("temperature", "one number", f"shape {tuple(temperature.shape)}")
-    if not temperature.dtype.is_floating_point:
-        raise _bad("temperature", "of a floating dtype", temperature.dtype)
-    if temperature.device != first.device:
-        devices = f"{temperature.device} beside {first.device}"
-        raise _bad("temperature", "on the device of the views", devices)
+        return torch.full((), temperature, dtype=torch.float64, device=CPU)
 
 
 def _cpu_backend():
@@ -159,8 +104,8 @@ def _cpu_backend():
 def _cpu_forward(
     views: list[Tensor], temperature: Tensor, reduction: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check(views, temperature, reduction)
-    _check_temperature_value(temperature.item())
+    check(views, temperature, reduction)
+    check_temperature_value(temperature.item())
     return _cpu_backend().forward(views, temperature, reduction, keep)
 
 
@@ -183,7 +128,7 @@ def _cuda_backend():
 def _cuda_forward(
     views: list[Tensor], temperature: Tensor, reduction: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check(views, temperature, reduction)
+    check(views, temperature, reduction)
     return _cuda_backend().forward(views, temperature, reduction, keep)
 
 
@@ -191,10 +136,30 @@ def _cuda_backward(*arguments) -> tuple[Tensor, Tensor]:
     return _cuda_backend().backward(*arguments)
 
 
+def _composite_forward(
+    views: list[Tensor], temperature: Tensor, reduction: str, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check(views, temperature, reduction)
+    return reference.forward(views, temperature, reduction, keep)
+
+
+def _checked(backward: Callable) -> Callable:
+    """For whoever calls the raw operator: autograd's own calls need no check."""
+
+    def checked(
+        grad: Tensor, views: list[Tensor], temperature: Tensor, reduction: str, *saved: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        check(views, temperature, reduction)
+        check_saved(grad, views, reduction, saved)
+        return backward(grad, views, temperature, reduction, *(x.contiguous() for x in saved))
+
+    return checked
+
+
 def _fake_forward(
     views: list[Tensor], temperature: Tensor, reduction: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check(views, temperature, reduction)
+    check(views, temperature, reduction)
     first = views[0]
     num_rows, embedding = len(views) * first.shape[0], first.shape[1]
     dtype = reference.accumulate_dtype(first.dtype)
@@ -208,7 +173,11 @@ def _fake_forward(
     return loss, lse_M, torch.empty_like(lse_M), kept
 
 
-def _fake_backward(grad: Tensor, views: list[Tensor], *_saved) -> tuple[Tensor, Tensor]:
+def _fake_backward(
+    grad: Tensor, views: list[Tensor], temperature: Tensor, reduction: str, *saved: Tensor
+) -> tuple[Tensor, Tensor]:
+    check(views, temperature, reduction)
+    check_saved(grad, views, reduction, saved)
     first = views[0]
     dz_MD = first.new_empty(len(views) * first.shape[0], first.shape[1])
     return dz_MD, first.new_empty((), dtype=reference.accumulate_dtype(first.dtype))
@@ -227,14 +196,16 @@ class _EagerNTXent(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        dviews, dtemperature = _gradients(ctx, grad, _backend(BACKWARDS, (grad,)))
+        operator = torch.ops.fastssl.ntxent_backward.default
+        backward = _backend(BACKWARDS, (grad,)) if is_plain((grad,)) else operator
+        dviews, dtemperature = _gradients(ctx, grad, backward)
         return dtemperature, None, *dviews
 
 
 def _setup_context(ctx, inputs, output) -> None:
     views, temperature, reduction, keep = inputs
     if not keep and (temperature.requires_grad or any(view.requires_grad for view in views)):
-        raise _bad("keep", "True where an input requires a gradient", keep)
+        raise bad("keep", "True where an input requires a gradient", keep)
     _, lse_M, rnorm_M, kept = output
     ctx.save_for_backward(*views, temperature, lse_M, rnorm_M, kept)
     ctx.reduction = reduction
@@ -254,8 +225,9 @@ def _gradients(
     ctx, grad: Tensor, backward: Callable
 ) -> tuple[Sequence[Tensor | None], Tensor | None]:
     *views, temperature, lse_M, rnorm_M, kept = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph: a second derivative may be asked for
-        return _differentiable_gradients(views, temperature, ctx.reduction, grad)
+    if torch.is_grad_enabled() or is_transformed() or not torch._C._has_storage(grad):
+        # create_graph, or a batch of gradients at once (which has no memory)
+        return _formula_gradients(views, temperature, ctx.reduction, grad)
     saved = (lse_M, rnorm_M, kept)
     dz_MD, dtau = backward(grad, views, temperature, ctx.reduction, *saved)
     learnt = temperature.requires_grad
@@ -263,22 +235,27 @@ def _gradients(
     return dz_MD.chunk(len(views)), dtemperature
 
 
-def _differentiable_gradients(
+def _formula_gradients(
     views: list[Tensor], temperature: Tensor, reduction: str, grad: Tensor
 ) -> tuple[list[Tensor | None], Tensor | None]:
-    """The formula's own gradients, kept differentiable (materialises M x M)."""
-    inputs = [*views, temperature]
-    asked = [tensor for tensor in inputs if tensor.requires_grad]
-    loss = reference.ntxent(views, temperature, reduction)
-    found = iter(torch.autograd.grad(loss, asked, grad, create_graph=True))
-    *dviews, dtemperature = [next(found) if x.requires_grad else None for x in inputs]
+    """The formula's own gradients, differentiable if asked (materialises M x M).
+
+    They are taken at aliases: one tensor may be several inputs, or be computed from another.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad(), own_precision(views[0]):
+        aliases = [tensor.view_as(tensor) for tensor in (*views, temperature)]
+        asked = [alias for alias in aliases if alias.requires_grad]
+        loss = reference.ntxent(aliases[:-1], aliases[-1], reduction)
+        found = iter(torch.autograd.grad(loss, asked, grad, create_graph=again))
+    *dviews, dtemperature = [next(found) if x.requires_grad else None for x in aliases]
     return dviews, dtemperature
 
 
 FORWARDS: dict[str, Callable] = {
     "CPU": _cpu_forward,
     "CUDA": _cuda_forward,
-    "CompositeExplicitAutograd": reference.forward,
+    "CompositeExplicitAutograd": _composite_forward,
 }
 BACKWARDS: dict[str, Callable] = {
     "CPU": _cpu_backward,
@@ -297,7 +274,7 @@ def _register() -> None:
     for key, function in FORWARDS.items():
         _library.impl("ntxent", function, key)
     for key, function in BACKWARDS.items():
-        _library.impl("ntxent_backward", function, key)
+        _library.impl("ntxent_backward", _checked(function), key)
     torch.library.register_fake("fastssl::ntxent", _fake_forward, lib=_library)
     torch.library.register_fake("fastssl::ntxent_backward", _fake_backward, lib=_library)
     torch.library.register_autograd(

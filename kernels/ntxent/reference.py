@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastssl.kernels.precision import own_precision
+
 EPS = 1e-12  # of torch.nn.functional.normalize
 
 
@@ -23,24 +25,25 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def ntxent(views: list[Tensor], temperature: Tensor, reduction: str) -> Tensor:
     """The loss as a differentiable formula (any order of derivative)."""
-    z_MD, _ = _normalise(torch.cat(views))
-    logits_MM = z_MD @ z_MD.T / temperature.to(z_MD.dtype)
-    lse_M = _without_self(logits_MM).logsumexp(dim=1)
-    loss_M = lse_M - _positive_similarity(z_MD, len(views)) / temperature.to(z_MD.dtype)
-    return _reduce(loss_M, reduction)
+    with own_precision(views[0]):
+        z_MD, _ = normalise(torch.cat(views))
+        tau = temperature.to(z_MD.dtype).reshape(())
+        lse_M = _without_self(z_MD @ z_MD.T / tau).logsumexp(dim=1)
+        loss_M = lse_M - _positive_similarity(z_MD, len(views)) / tau
+        return _reduce(loss_M, reduction)
 
 
 def forward(
     views: list[Tensor], temperature: Tensor, reduction: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, log-denominators, reciprocal norms; nothing is kept for the backward."""
-    h_MD = torch.cat(views)
-    z_MD, norm_M1 = _normalise(h_MD)
-    tau = temperature.to(z_MD.dtype)
-    lse_M = _without_self(z_MD @ z_MD.T / tau).logsumexp(dim=1)
-    loss_M = lse_M - _positive_similarity(z_MD, len(views)) / tau
-    rnorm_M = norm_M1.squeeze(1).reciprocal().to(z_MD.dtype)
-    return _reduce(loss_M, reduction), lse_M, rnorm_M, z_MD.new_empty(0)
+    with own_precision(views[0]):
+        z_MD, norm_M1 = normalise(torch.cat(views))
+        tau = temperature.to(z_MD.dtype).reshape(())
+        lse_M = _without_self(z_MD @ z_MD.T / tau).logsumexp(dim=1)
+        loss_M = lse_M - _positive_similarity(z_MD, len(views)) / tau
+        rnorm_M = norm_M1.squeeze(1).reciprocal().to(z_MD.dtype)
+        return _reduce(loss_M, reduction), lse_M, rnorm_M, z_MD.new_empty(0)
 
 
 def kept_numel(num_rows: int, embedding: int, dtype: torch.dtype) -> int:
@@ -64,10 +67,16 @@ def backward(
         tau dL/dz_i = sum_j (g_i p_ij + g_j p_ji) z_j - sum_{p in pos(i)} (g_i + g_p) z_p / (V - 1)
         dL/dh       = (dL/dz - z (z . dL/dz)) / |h|         where |h| > eps, else dL/dz / eps
     """
-    h_MD = torch.cat(views)
-    z_MD, norm_M1 = _normalise(h_MD)
-    tau = temperature.to(z_MD.dtype)
-    num_rows, num_views = z_MD.shape[0], len(views)
+    with own_precision(views[0]):
+        return _backward(grad, torch.cat(views), len(views), temperature, reduction, lse_M)
+
+
+def _backward(
+    grad: Tensor, h_MD: Tensor, num_views: int, temperature: Tensor, reduction: str, lse_M: Tensor
+) -> tuple[Tensor, Tensor]:
+    z_MD, norm_M1 = normalise(h_MD)
+    tau = temperature.to(z_MD.dtype).reshape(())
+    num_rows = z_MD.shape[0]
     g_M = grad.to(z_MD.dtype).expand(num_rows) / (num_rows if reduction == "mean" else 1)
 
     sim_MM = z_MD @ z_MD.T
@@ -83,16 +92,23 @@ def backward(
     )
     dz_MD = ((weighted_MM + weighted_MM.T) @ z_MD - pull_MD / (num_views - 1)) / tau
     radial_M1 = (z_MD * dz_MD).sum(dim=1, keepdim=True)
-    tangent_MD = torch.where(norm_M1 > EPS, dz_MD - z_MD * radial_M1, dz_MD)
-    limit = torch.finfo(h_MD.dtype).max
-    return (tangent_MD / norm_M1).clamp(-limit, limit).to(h_MD.dtype), dtau
+    dz_MD = torch.where(norm_M1 > EPS, dz_MD - z_MD * radial_M1, dz_MD)
+    dh_MD = dz_MD / norm_M1
+    limit = torch.finfo(h_MD.dtype).max  # a zero row's 1e12 saturates; overflow elsewhere shows
+    return torch.where(norm_M1 > EPS, dh_MD, dh_MD.clamp(-limit, limit)).to(h_MD.dtype), dtau
 
 
-def _normalise(h_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit rows and their norms. Norms are taken in float64, so rows of 1e30 do not overflow."""
-    norm_M1 = torch.linalg.vector_norm(h_MD, dim=1, keepdim=True, dtype=torch.float64)
-    norm_M1 = norm_M1.clamp_min(EPS)
-    return (h_MD / norm_M1).to(accumulate_dtype(h_MD.dtype)), norm_M1
+def normalise(h_MD: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit rows and their norms (M, 1), in float64; at least eps.
+
+    No square overflows: rows that reach beyond 1 are divided by their largest magnitude first.
+    """
+    largest_M1 = h_MD.detach().abs().amax(dim=1, keepdim=True).to(torch.float64)
+    scale_M1 = largest_M1.clamp(1.0, torch.finfo(torch.float64).max)
+    y_MD = h_MD / scale_M1
+    norm_M1 = torch.linalg.vector_norm(y_MD, dim=1, keepdim=True)
+    norm_M1 = torch.maximum(norm_M1, EPS / scale_M1)
+    return (y_MD / norm_M1).to(accumulate_dtype(h_MD.dtype)), norm_M1 * scale_M1
 
 
 def _without_self(logits_MM: Tensor) -> Tensor:

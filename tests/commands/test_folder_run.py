@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fastssl.data import scan as scanning
 from fastssl.evaluate import main as evaluate
 from fastssl.recipes.assess import RECORDS
 from fastssl.train import main
@@ -47,7 +49,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder_run(photos, small_readouts, tmp_path_factory):
     out = tmp_path_factory.mktemp("folder") / "run"
-    flags = ["--data", photos, "--out", out, "--max-bad-files", "0.1", "--log-every", "1"]
+    flags = ["--data", photos, "--out", out, "--log-every", "1"]
     assert main([*map(str, flags), *SMALL]) == 0
     return out
 
@@ -67,9 +69,18 @@ def test_the_broken_file_is_named_and_survived(folder_run):
 
 @needs_dali
 def test_dry_run_names_the_loader(photos, capsys):
-    assert main(["--data", str(photos), *SMALL, "--max-bad-files", "0.1", "--dry-run"]) == 0
+    assert main(["--data", str(photos), *SMALL, "--dry-run"]) == 0
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("data loader")]
     assert "dali" in line.lower()
+
+
+def test_dry_run_only_glances_at_a_large_folder(photos, capsys, monkeypatch):
+    check = scanning.check
+    monkeypatch.setattr(scanning, "check", lambda path: time.sleep(0.1) or check(path))
+    monkeypatch.setattr(scanning, "_AT_A_TIME", 4)
+    assert main(["--data", str(photos), *SMALL, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "81 samples" in told and "were looked at; training looks at all" in told
 
 
 @pytest.mark.parametrize("readout", ["knn", "linear"])
@@ -103,6 +114,6 @@ def test_a_flat_folder_without_labels_trains_without_a_score(photos, tmp_path, c
 
 
 def test_resnet_with_the_small_stem_trains_on_a_folder(photos, tmp_path, small_readouts):
-    flags = [*SMALL, "--backbone", "resnet18", "--max-steps", "1", "--max-bad-files", "0.1"]
+    flags = [*SMALL, "--backbone", "resnet18", "--max-steps", "1"]
     assert main(["--data", str(photos), "--out", str(tmp_path / "run"), *flags]) == 0
     assert "small_stem" in (tmp_path / "run" / "export" / "README.md").read_text()

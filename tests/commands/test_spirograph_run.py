@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -41,6 +42,13 @@ def test_config_is_fully_resolved_and_gives_the_run_back(finished_run):
     assert settings["train"]["max_steps"] == 6 and settings["train"]["batch_size"] == 16
     assert settings["method"]["temperature"] == read_run(finished_run).method.temperature
     assert isinstance(read_run(finished_run).method.projector_dims, tuple)
+    resolved = settings["resolved"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolved["device"] == device
+    assert resolved["precision"] == {"cuda": "bf16", "cpu": "fp32"}[device]
+    assert (resolved["total_steps"], resolved["epochs"]) == (6, 0.001)
+    assert resolved["lr_after_scaling"] == pytest.approx(settings["train"]["lr"] / 16)
+    assert resolved["readout_every"] == 1
 
 
 def test_report_ends_with_score_three_yardsticks_folder_and_next_command(train, tmp_path, capsys):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from fastssl.data import scan as scanning
 from fastssl.data.folder import TooManyBadFiles
+from fastssl.data.scan import scan
 from fastssl.data.sources import open_source
 
 CPU = torch.device("cpu")
@@ -138,6 +141,67 @@ def test_too_many_bad_files_end_the_run_with_their_names(corpus):
         TooManyBadFiles, match=r"(?s)--max-bad-files 0.01.*bomb.png.*over the limit"
     ):
         source_of(corpus, max_bad=0.01)
+
+
+def mostly_bad(root, *, good: int, text: int = 0, noise: int = 0):
+    """Flat folder: pictures, files that are none, and files whose header alone is good."""
+    root.mkdir()
+    for i in range(good):
+        picture(i, (40, 30)).save(root / f"good{i:03}.png")
+    for i in range(text):
+        (root / f"text{i:03}.png").write_text("not an image")
+    for i in range(noise):
+        content = (root / "good000.png").read_bytes()
+        (root / f"noise{i:03}.png").write_bytes(content[:60] + bytes(len(content) - 60))
+    return root
+
+
+def test_by_default_bad_files_are_left_out_named_and_warned_of_once(tmp_path, caplog):
+    root = mostly_bad(tmp_path / "photos", good=18, text=1)
+    source = source_of(root, max_bad=None)
+    take(source, 4, batch_size=18)
+    assert [entry["path"] for entry in source.report()["skipped"]] == ["text000.png"]
+    (warning,) = caplog.messages
+    assert "1 of 19 files cannot be used" in warning and "text000.png" in warning
+
+
+def test_few_bad_files_are_not_warned_of(tmp_path, caplog):
+    source_of(mostly_bad(tmp_path / "photos", good=20, text=1), max_bad=None)
+    assert not caplog.messages
+
+
+def test_bad_files_found_on_the_way_do_not_end_the_run(tmp_path, caplog):
+    source = source_of(mostly_bad(tmp_path / "photos", good=10, noise=190), max_bad=None)
+    for batch in take(source, 25):
+        assert len(set(batch.index_N.tolist())) == 8, "a stand-in that is in the batch already"
+        assert all(source._scan.paths[int(i)].startswith("good") for i in batch.index_N)
+    assert len(source.report()["skipped"]) == 190
+    assert sum("many bad files" in message for message in caplog.messages) == 1
+
+
+def test_too_few_good_files_for_one_batch_are_refused_with_the_bad_ones_named(tmp_path):
+    source = source_of(mostly_bad(tmp_path / "photos", good=7, text=3), max_bad=None)
+    with pytest.raises(ValueError, match=r"(?s)3 of 10 files.*text000.*7 usable.*batch-size 7"):
+        source.batches(batch_size=8, seed=1)
+
+
+def test_a_bounded_scan_takes_unread_files_for_good_and_says_how_many(tmp_path):
+    root = mostly_bad(tmp_path / "photos", good=3, text=3)
+    seen = source_of(root)
+    assert (seen.num_samples, seen.report()["unchecked"], seen.all_listed) == (3, 0, True)
+    found = scan(root, workers=1, cache_dir=None, budget_s=-1.0)
+    assert (found.unchecked, found.complete) == (0, False)
+
+
+def test_a_bounded_scan_stops_reading_headers_in_time(tmp_path, monkeypatch):
+    root = mostly_bad(tmp_path / "photos", good=1)
+    for i in range(1500):
+        os.link(root / "good000.png", root / f"{i:04}.png")
+    check = scanning.check
+    monkeypatch.setattr(scanning, "check", lambda path: time.sleep(0.01) or check(path))
+    source = source_of(root, scan_budget_s=0.2)
+    assert source.num_samples == 1501 and source.all_listed
+    assert 0 < source.report()["unchecked"] < 1501
 
 
 def test_folders_label_images_and_splits_are_disjoint(corpus):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastssl.augment import keyed
 from fastssl.data import spirograph
 from fastssl.data.sources import open_source
 
@@ -84,6 +85,45 @@ def test_batches_are_the_same_after_a_restart_and_across_epochs():
         assert torch.equal(a.index_N, b.index_N)
         assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
     assert not torch.equal(seen[0].views[0], seen[0].views[1])
+
+
+def test_views_change_from_epoch_to_epoch():
+    index = np.arange(20)
+    first, second = (open_source("spirograph").batch(index, seed=0, epoch=e) for e in (0, 1))
+    for one, other in zip(first.views, second.views, strict=True):
+        assert (one != other).flatten(1).any(dim=1).all()
+
+
+def test_every_epoch_is_a_permutation_of_its_own():
+    options = {"batch_size": 50_000, "seed": 7, "device": torch.device("cpu")}
+    batches = open_source("spirograph", image_size=8, num_views=1).batches(**options)
+    parts = [next(batches).index_N for _ in range(4)]
+    batches.close()
+    first, second = torch.cat(parts[:2]), torch.cat(parts[2:])
+    for order in (first, second):
+        assert torch.equal(order.sort().values, torch.arange(100_000))
+    assert not torch.equal(first, second)
+
+
+def test_a_restart_begins_with_the_batch_of_its_own_step():
+    source = open_source("spirograph", seed=7)
+    b = 100
+    batches = source.batches(batch_size=b, seed=7, start_step=5, device=torch.device("cpu"))
+    received = next(batches)
+    batches.close()
+    index = keyed.permutation(source.num_samples, seed=7, epoch=0)[5 * b : 6 * b]
+    expected = source.batch(index, seed=7, epoch=0)
+    assert torch.equal(received.index_N, expected.index_N)
+    assert all(map(torch.equal, received.views, expected.views))
+
+
+def test_test_objects_are_objects_of_their_own():
+    source = open_source("spirograph", seed=7)
+    test, train = (source.labelled(split, 500).target for split in ("test", "train"))
+    drawn = spirograph.draw_targets(np.arange(500), seed=7, split="test")
+    assert torch.equal(test, torch.as_tensor(drawn, dtype=torch.float32))
+    assert (test != train).any(dim=1).all()
+    assert len(source.labelled("test").target) == 20_000
 
 
 def test_labelled_images_are_fixed_and_regress_the_four_targets():

@@ -20,6 +20,7 @@ from fastssl.engine.loop import fit
 from fastssl.engine.ranks import ALONE, Ranks
 from fastssl.engine.run_folder import RunFolder, open_run
 from fastssl.engine.seeding import seed_everything
+from fastssl.engine.signals import StopSignals
 from fastssl.engine.sync_norm import over_ranks
 from fastssl.methods.configs import SimCLRConfig
 from fastssl.methods.simclr import SimCLR
@@ -96,11 +97,16 @@ def trained(folder: str, method: nn.Module, source, ranks: Ranks = ALONE, **chan
         run = open_run(settings, name="toy")
     else:
         nowhere = Path(folder) / "never" / "made"
-        run = RunFolder(nowhere, settings=settings, resuming=False, lock=os.open(os.devnull, 0))
-    with run:
-        result = fit(
-            method, source, config, run=run, device=CPU, console=Console(said), ranks=ranks
+        run = RunFolder(
+            nowhere, settings=settings, resuming=False, lock=os.open(os.devnull, 0), made=[]
         )
+    with run, StopSignals(launched=ranks.size > 1) as stop:
+        if ranks.leads:
+            run.begin({})
+        result = fit(
+            method, source, config, run=run, device=CPU, console=Console(said), stop=stop,
+            ranks=ranks,
+        )  # fmt: skip
     state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     return {
         "state": state,

@@ -29,6 +29,7 @@ CARD = Card(
 def exported(toy, tmp_path):
     method = toy.ToyMethod()
     with open_run(toy.settings(replace(toy.CONFIG, out=tmp_path / "run")), name="x") as run:
+        run.begin({})
         return method, export_backbone(run, method.backbone, card=CARD)
 
 
@@ -57,6 +58,7 @@ def test_export_again_replaces_and_leaves_no_leftovers(exported):
 def test_a_wrapped_module_is_not_exported(toy, tmp_path):
     settings = toy.settings(replace(toy.CONFIG, out=tmp_path / "run"))
     with open_run(settings, name="x") as run, pytest.raises(AssertionError, match="wrapped keys"):
+        run.begin({})
         export_backbone(run, toy.ToyMethod(), card=CARD)
 
 

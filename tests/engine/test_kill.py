@@ -62,7 +62,7 @@ def test_killed_at_random_instants_resumes_to_the_same_bytes(forks, toy, tmp_pat
 
 
 @pytest.mark.slow
-def test_killed_at_three_hundred_random_instants_resumes_to_the_same_bytes(
+def test_killed_at_two_hundred_random_instants_resumes_to_the_same_bytes(
     forks, toy, tmp_path, undisturbed
 ):
     kill_at_random_instants(forks, toy, tmp_path, undisturbed, kills=200, seed=1)

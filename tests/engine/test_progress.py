@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 
 import pytest
@@ -54,9 +55,18 @@ def test_the_log_file_has_every_line_with_its_time(tmp_path):
     console.line("before")
     console.attach(tmp_path / "train.log")
     console.warn("careful")
-    assert re.fullmatch(
-        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d warning: careful\n", (tmp_path / "train.log").read_text()
-    )
+    time = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    lines = (tmp_path / "train.log").read_text()
+    assert re.fullmatch(f"{time} before\n{time} warning: careful\n", lines)
+
+
+def test_the_packages_warnings_reach_the_console_and_only_inside():
+    stream = io.StringIO()
+    console = Console(stream)
+    with console.hearing("fastssl"):
+        logging.getLogger("fastssl").warning("skipped %s", "a.jpg")
+    logging.getLogger("fastssl").warning("unheard")
+    assert stream.getvalue() == "warning: skipped a.jpg\n"
 
 
 def test_a_closed_terminal_and_a_missing_log_folder_do_not_end_the_run(tmp_path):

@@ -17,10 +17,12 @@ from fastssl.engine.run_folder import open_run, read_settings
 
 @pytest.fixture
 def opened(toy, tmp_path):
-    """open_run with the toy's settings and the given changes."""
+    """A begun run with the toy's settings and the given changes."""
 
     def open_with(out=tmp_path / "run", **changes):
-        return open_run(toy.settings(replace(toy.CONFIG, out=out, **changes)), name="toy-toy")
+        run = open_run(toy.settings(replace(toy.CONFIG, out=out, **changes)), name="toy-toy")
+        run.begin({"device": "cpu"})
+        return run
 
     return open_with
 
@@ -144,7 +146,7 @@ def test_the_lock_dies_with_its_process(opened, tmp_path):
 def test_config_yaml_is_complete_and_plain(opened, toy):
     with opened() as run:
         stored = yaml.safe_load(run.config_file.read_text())
-        assert stored == run.settings
+        assert stored == {**run.settings, "resolved": {"device": "cpu"}}
     assert stored["train"].keys() == toy.settings(toy.CONFIG)["train"].keys()
     assert stored["method"] == {"width": 6}
 
@@ -174,6 +176,71 @@ def test_a_run_killed_while_it_was_set_up_can_be_repeated(opened, tmp_path):
     (folder / ".tmp-config.yaml-1").write_text("half")
     with opened():
         assert not (folder / ".tmp-config.yaml-1").exists()
+
+
+@pytest.fixture
+def locked(toy):
+    """A run folder that was opened and not begun."""
+    return lambda out, **changes: open_run(
+        toy.settings(replace(toy.CONFIG, out=out, **changes)), name="toy-toy"
+    )
+
+
+def test_a_start_that_comes_to_nothing_leaves_nothing(locked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in (tmp_path / "deep" / "er" / "run", None):
+        with locked(out) as run:
+            run.cache.mkdir()
+            (run.cache / "image-headers.jsonl").write_text("")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_comes_to_nothing_keeps_a_folder_that_was_there(locked, tmp_path):
+    (tmp_path / "run").mkdir()
+    locked(tmp_path / "run").close()
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["overwrite", "resume"])
+def test_a_start_that_comes_to_nothing_keeps_the_run_before_it(locked, opened, tmp_path, flag):
+    with opened() as run:
+        run.metrics_file.write_text("kept")
+        config = run.config_file.read_text()
+    locked(tmp_path / "run", **{flag: True}).close()
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "kept"
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
+
+
+def test_a_start_killed_while_it_looked_at_the_data_can_be_repeated(opened, locked, tmp_path):
+    run = locked(tmp_path / "run")
+    run.cache.mkdir()
+    (run.cache / "image-headers.jsonl").write_text("[]")
+    os.close(run._lock)  # as the kernel does
+    with opened() as run:
+        assert (run.cache / "image-headers.jsonl").read_text() == "[]"
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_lock_that_was_given_up_meanwhile_is_no_lock(locked, tmp_path, monkeypatch):
+    flock = fcntl.flock
+
+    def just_given_up(handle, how):
+        (tmp_path / "run" / ".lock").unlink()
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", just_given_up)
+    with pytest.raises(ValueError, match="in use by another"):
+        locked(tmp_path / "run")
+
+
+def test_what_a_start_resolved_may_differ_when_it_is_resumed(opened, locked, tmp_path):
+    opened().close()
+    with locked(tmp_path / "run", resume=True) as run:
+        identity = run.identity()
+        run.begin({"device": "cuda:0"})
+    assert read_settings(tmp_path / "run")["resolved"] == {"device": "cuda:0"}
+    with opened(resume=True) as run:
+        assert run.identity() == identity
 
 
 def test_environment_names_versions_and_no_person(opened):

@@ -32,6 +32,7 @@ from fastssl.engine import checkpoint, loop, seeding, state
 from fastssl.engine.config import TrainConfig
 from fastssl.engine.console import Console
 from fastssl.engine.run_folder import open_run
+from fastssl.engine.signals import StopSignals
 
 
 @dataclass
@@ -173,12 +174,14 @@ def train(out, *, source=None, method=None, readouts=(noisy_readout,), console=N
     method = ToyMethod() if method is None else method
     source = ToySource() if source is None else source
     console = Console(io.StringIO()) if console is None else console
-    with open_run(settings(config), name="toy") as run:
+    with open_run(settings(config), name="toy") as run, StopSignals() as stop:
+        run.begin({})
         console.attach(run.log_file)
         device = torch.device("cpu")
         result = loop.fit(
-            method, source, config, run=run, device=device, readouts=readouts, console=console
-        )
+            method, source, config,
+            run=run, device=device, readouts=readouts, console=console, stop=stop,
+        )  # fmt: skip
     return result, method
 
 

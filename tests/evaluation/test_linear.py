@@ -56,6 +56,14 @@ def test_penalty_is_chosen_on_the_train_split_alone():
     assert found["l2"] == other["l2"] == choose_penalty(x, y, (1e-5, 1e-4, 1e-3, 1e-2))
 
 
+def test_noise_gets_the_strongest_penalty_and_clear_classes_the_weakest():
+    noise = torch.randn(100, 30, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(100) // 5 % 4
+    clear = noise + 5 * F.pad(F.one_hot(y, 4), (0, 26))
+    assert choose_penalty(noise, y, (1e-5, 10.0)) == 10.0
+    assert choose_penalty(clear, y, (1e-5, 10.0)) == 1e-5
+
+
 def test_every_class_of_a_sorted_list_is_held_out_and_fitted():
     fitted, held = hold_out(50)
     assert sorted([*fitted.tolist(), *held.tolist()]) == list(range(50))

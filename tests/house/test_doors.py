@@ -28,7 +28,9 @@ def test_every_door_is_one_way(installed_layout):
 
 def test_an_import_against_a_door_is_seen(installed_layout, tmp_path):
     shutil.copytree(installed_layout / "fastssl", tmp_path / "fastssl")
-    for room, wrong in {"kernels": "fastssl.losses", "methods": "fastssl.engine.config"}.items():
+    doors = {"kernels": "fastssl.losses", "methods": "fastssl.engine.config"}
+    doors |= {"compat": "fastssl.nn", "losses": "fastssl.compat", "engine": "fastssl.compat"}
+    for room, wrong in doors.items():
         module = tmp_path / "fastssl" / room / "wrong_door.py"
         module.write_text(f"import {wrong}\n")
         code, output = lint_imports(tmp_path)

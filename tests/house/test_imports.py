@@ -49,6 +49,17 @@ def test_a_loss_brings_neither_the_engine_nor_its_packages():
     assert rooms == {"losses", "kernels"}
 
 
+PEERS = ("lightly", "open_clip", "pytorch_metric_learning", "solo")
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_replacement_brings_losses_and_kernels_and_not_its_original(peer):
+    new = imported(f"fastssl.compat.{peer}", before=("torch",))["new"]
+    assert [name for name in new if name in (*HEAVY, *PEERS, "scipy", "sklearn")] == []
+    rooms = {name.split(".")[1] for name in new if name.startswith("fastssl.")}
+    assert {"compat", "kernels"} <= rooms <= {"compat", "kernels", "losses"}
+
+
 def test_importing_a_loss_talks_to_nobody():
     assert imported("fastssl.losses")["connections"] == []
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fastssl.kernels import native as compiled
 from fastssl.kernels.ntxent import native, reference, spec
+from tests.kernels.judge import Judge, weights
 
 pytestmark = pytest.mark.skipif(
     compiled.library() is None, reason="the compiled library was not built: no C++ compiler"
@@ -32,42 +34,30 @@ def run(views: list[Tensor], tau: float, *, keep: bool = True) -> tuple[Tensor, 
     """Loss per row, gradient of a weighted sum, gradient of the temperature."""
     temperature = torch.tensor(tau, dtype=torch.float64)
     loss_M, lse_M, rnorm_M, kept = native.forward(views, temperature, "none", keep)
-    weight_M = torch.linspace(0.5, 1.5, len(loss_M), dtype=loss_M.dtype)
     saved = (lse_M, rnorm_M, kept)
-    return loss_M, *native.backward(weight_M, views, temperature, "none", *saved)
+    return loss_M, *native.backward(weights(loss_M), views, temperature, "none", *saved)
 
 
-def exact(views: list[Tensor], tau: float) -> tuple[Tensor, ...]:
-    doubles = [view.double() for view in views]
-    temperature = torch.tensor(tau, dtype=torch.float64)
-    loss_M, lse_M, rnorm_M, kept = reference.forward(doubles, temperature, "none", True)
-    weight_M = torch.linspace(0.5, 1.5, len(loss_M), dtype=torch.float64)
-    saved = (lse_M, rnorm_M, kept)
-    return loss_M, *reference.backward(weight_M, doubles, temperature, "none", *saved)
-
-
-def assert_right(found: tuple[Tensor, ...], truth: tuple[Tensor, ...], tau: float) -> None:
-    eps = torch.finfo(found[0].dtype).eps * (1 + 1 / abs(tau)) ** 2
-    for ours, theirs in zip(found, truth, strict=True):
-        size = max(1.0, theirs.abs().max().item())
-        terms = len(found[0]) if ours.dim() == 0 else 1  # the temperature sums over all rows
-        limit = 16 * eps * size * terms + 2 * torch.finfo(ours.dtype).eps * size
-        assert (ours.double() - theirs).abs().max().item() <= limit
+BLIND = {  # too little is left of the gradient to judge it
+    *("N1-D1", "N1-D5", "N2-D1", "identical", "tau0.01", "tau0.02", "tau0.025"),
+}
 
 
 @pytest.mark.parametrize("isa", compiled.instruction_sets())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_instruction_set_gives_the_right_answer(isa, dtype):
     best = compiled.instruction_sets()[0]
+    wrong, blind = {}, {}
     try:
         compiled.select_isa(isa)
         for sample in spec.samples():
-            if sample.scale == 1.0 and sample.layout != "zero_rows":
-                views = sample.views(dtype)
-                found = run(views, sample.temperature)
-                assert_right(found, exact(views, sample.temperature), sample.temperature)
+            views = sample.views(dtype)
+            found, judge = run(views, sample.temperature), Judge(views, sample.temperature, "none")
+            wrong[sample.name], blind[sample.name] = judge(*found), judge.blind(*found)
     finally:
         compiled.select_isa(best)
+    assert {name: what for name, what in wrong.items() if what} == {}
+    assert {name: what for name, what in blind.items() if what and name not in BLIND} == {}
 
 
 def test_an_unknown_instruction_set_is_refused_by_name():
@@ -77,13 +67,13 @@ def test_an_unknown_instruction_set_is_refused_by_name():
 
 @pytest.mark.parametrize("tau", [0.1, 0.01])
 @pytest.mark.parametrize("shape", [(400, 33), (193, 128), (1025, 17)])
-def test_thread_counts_agree_and_each_is_deterministic(threads, tau, shape):
+def test_thread_counts_are_right_and_each_is_deterministic(threads, tau, shape):
     views = spec.Sample("threads", *shape).views(torch.float32)
-    truth = exact(views, tau)
+    judge = Judge(views, tau, "none")
     for count in (1, 2, 3, 5):
         threads(count)
         first = run(views, tau)
-        assert_right(first, truth, tau)
+        assert judge(*first) == judge.blind(*first) == ""
         for _ in range(5):
             again = run(views, tau)
             assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -93,13 +83,13 @@ def test_thread_counts_agree_and_each_is_deterministic(threads, tau, shape):
 @pytest.mark.parametrize("budget", [0, 40_000, 400_000])
 def test_what_is_not_kept_is_recomputed_to_the_same_values(monkeypatch, tau, budget):
     views = spec.Sample("budget", 450, 40).views(torch.float32)
-    truth = exact(views, tau)
-    assert_right(run(views, tau), truth, tau)
+    judge = Judge(views, tau, "none")
+    found = run(views, tau)
+    assert judge(*found) == judge.blind(*found) == ""
     monkeypatch.setattr(native, "KEEP_BYTES", budget)
     num_kept = native.kept_numel(900, 40, torch.float32)
     assert num_kept * 4 <= budget + 4 * native.HEADER
-    assert_right(run(views, tau), truth, tau)
-    assert_right(run(views, tau, keep=False), truth, tau)
+    assert judge(*run(views, tau)) == judge(*run(views, tau, keep=False)) == ""
 
 
 def test_a_backward_with_another_thread_count_than_its_forward_is_right(threads):
@@ -148,6 +138,26 @@ def test_not_a_number_in_one_row_is_seen_and_does_not_hang():
     loss_M, dz_MD, _ = run(views, 0.1)
     assert loss_M.isnan().all()  # the row is everybody's negative
     assert dz_MD.isnan().any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the flag is Linux's")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rows_more_than_2_to_the_31_elements_apart_are_read_in_place(transposed):
+    """Memory that nobody touches costs nothing: 12 GiB are mapped, some pages of them used."""
+    step, num_samples, embedding, no_reserve = 2**31, 3, 24, 0x4000
+    if transposed:
+        num_samples, embedding = embedding, num_samples
+    numel = step * 2 + 64
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    memory = torch.frombuffer(mmap.mmap(-1, 2 * numel, flags=flags), dtype=torch.bfloat16)
+    strides = (1, step) if transposed else (step, 1)
+    apart = torch.as_strided(memory, (num_samples, embedding), strides)
+    dense = spec.Sample("apart", num_samples, embedding).views(torch.bfloat16)
+    apart.copy_(dense[0])
+    assert apart.data_ptr() == memory.data_ptr() and torch.equal(apart, dense[0])
+    found, expected = run([apart, dense[1]], 0.1), run(dense, 0.1)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert Judge(dense, 0.1, "none")(*found) == ""
 
 
 def test_it_works_without_torchs_openmp():

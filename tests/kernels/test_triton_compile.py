@@ -10,14 +10,20 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed: nothing to compile")
 
-from fastssl.kernels import aot, datasheet
+from fastssl.kernels import aot, datasheet, datasheet_peers
+from fastssl.kernels.cuda import ARCHS, Config
 from fastssl.kernels.ntxent import launch, reference
-from fastssl.kernels.ntxent.configs import ARCHS, CONFIGS, Config, serving
+from fastssl.kernels.ntxent.configs import serving
+
+TILES = {
+    "ntxent": {"forward", "backward", "weights"},
+    "contrast": {"rows", "columns", "mean", "pull", "weights"},
+}
 
 
 def is_quick(config: Config) -> bool:
     """One of each kernel: bf16 at D = 128, and the fp32 tiles."""
-    tiles = config.kernel in ("forward", "backward", "weights")
+    tiles = config.kernel in TILES[config.op]
     return (tiles and config.dtype == "bf16" and config.depth in (0, 128)) or (
         config.dtype == "fp32" and config.kernel != "weights"
     )
@@ -27,14 +33,16 @@ def binary(config: Config, arch: int) -> aot.Binary:
     return aot.compile_config(config, arch)
 
 
+@pytest.mark.parametrize("op", TILES)
 @pytest.mark.parametrize("arch", ARCHS)
-def test_one_config_of_each_kernel_compiles_and_can_launch(arch):
-    chosen = [config for config in CONFIGS if is_quick(config) and arch in config.archs]
-    assert {config.kernel for config in chosen} == {config.kernel for config in CONFIGS}
+def test_one_config_of_each_kernel_compiles_and_can_launch(arch, op):
+    shipped = [config for config in aot.CONFIGS if config.op == op]
+    chosen = [config for config in shipped if is_quick(config) and arch in config.archs]
+    assert {config.kernel for config in chosen} == {config.kernel for config in shipped}
     for config in chosen:
         found = binary(config, arch)
         assert found.problem == "", (config, arch)
-        if config.kernel in ("forward", "backward", "weights"):
+        if config.kernel in TILES[op]:
             assert found.ex2 > 0
             assert (found.mma > 0) == (config.dtype != "fp32")  # fp32 means fp32
 
@@ -69,15 +77,46 @@ def test_the_datasheet_exits_non_zero_for_a_config_that_spills(monkeypatch, caps
     tile = {"BI": 128, "BJ": 64, "BK": 256, "PRECISION": "tf32"}
     canary = Config("backward", "bf16", 256, 4, 2, tile, archs=(90,))
     monkeypatch.setattr(aot, "CONFIGS", (canary,))
-    assert datasheet.main(["--arch", "90"]) == 1
+    assert datasheet.main(["--arch", "90", "--op", "ntxent"]) == 1
     assert "spills" in capsys.readouterr().out
 
 
 def test_the_datasheet_prints_a_row_per_binary(capsys):
-    assert datasheet.main(["--arch", "90", "--kernel", "state"]) == 0
+    assert datasheet.main(["--arch", "90", "--op", "ntxent", "--kernel", "state"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("H100") == 4
     assert "4 binaries, 0 that must not ship" in printed
+
+
+def test_an_absent_peer_is_left_out_with_a_line(monkeypatch, capsys):
+    absent = replace(datasheet_peers.KERNELS[0], package="no_such_package")
+    monkeypatch.setattr(datasheet_peers, "KERNELS", (absent,))
+    assert datasheet.main(["--op", "peers", "--arch", "90"]) == 0
+    printed = capsys.readouterr().out
+    assert "no_such_package is left out: not installed" in printed
+    assert "H100" not in printed
+
+
+def test_a_peer_that_does_less_work_fails_the_datasheet(monkeypatch, capsys):
+    monkeypatch.setattr(datasheet_peers, "installed", lambda: {"memeff": ""})
+    monkeypatch.setattr(datasheet_peers, "KERNELS", ())
+    assert datasheet.main(["--op", "peers"]) == 0
+    better = datasheet_peers.Loss("CLIP", (8.0, 2.0), {"memeff": (7.0, 3.0)})
+    monkeypatch.setattr(datasheet_peers, "LOSSES", (better,))
+    assert datasheet.main(["--op", "peers"]) == 1
+    assert "BEHIND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("package", ["memeff", "inf_cl"])
+def test_a_public_kernel_is_compiled_as_its_package_would_launch_it(package):
+    pytest.importorskip(package, reason=f"{package} is not installed: nothing to compare with")
+    for kernel in datasheet_peers.KERNELS:
+        if kernel.package == package:
+            found = datasheet_peers.compiled(kernel, 90)
+            assert found.mma > 0 and found.registers > 0
+            if kernel.products == 2.0:  # the forward: as many exponentials as we say
+                tile = {"memeff": 128 * 128, "inf_cl": 64 * 64}[package]
+                assert found.ex2 * found.config.num_warps * 32 >= kernel.exponentials * tile
 
 
 def test_rooflines_follow_from_the_counts():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -37,6 +38,11 @@ def test_the_tolerance_would_refuse_a_gradient_that_is_a_quarter_off(answers, dt
     if dtype == "fp32":
         cases += ["cold", "cold bands", "bounded edge", "two blocks"]
     assert {case: blind for case in cases if (blind := answers[f"{dtype}: {case}"]["blind"])} == {}
+
+
+def test_fp16_gradients_overflow_except_those_of_zero_rows(answers):
+    found = re.fullmatch(r"0 of (\d+) hidden, 0 spurious", answers["overflow"]["wrong"])
+    assert found and int(found[1]) > 100
 
 
 @pytest.mark.parametrize(

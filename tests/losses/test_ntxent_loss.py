@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
+from fastssl.kernels.ntxent.op import ntxent
 from fastssl.losses import NTXentLoss
 
 
@@ -42,6 +44,50 @@ def test_the_module_copies_prints_and_has_no_state():
     loss_fn = copy.deepcopy(NTXentLoss(0.2, reduction="sum"))
     assert repr(loss_fn) == "NTXentLoss(temperature=0.2, reduction='sum')"
     assert loss_fn.state_dict() == {}
+
+
+def test_a_plain_tensor_temperature_follows_the_module():
+    loss_fn = NTXentLoss(torch.tensor(0.2))
+    z = torch.randn(8, 4)
+    assert loss_fn(z, z) == NTXentLoss(0.2)(z, z)
+    assert list(loss_fn.parameters()) == [] and loss_fn.state_dict() == {}
+    assert loss_fn.to("meta").temperature.device.type == "meta"
+    assert loss_fn(z.to("meta"), z.to("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_the_module_compiles_to_one_graph_under_a_temperature_schedule(dynamic):
+    torch._dynamo.reset()
+    loss_fn = NTXentLoss(0.1)
+    compiled = torch.compile(loss_fn, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    views = [view.requires_grad_() for view in torch.randn(2, 12, 6).unbind(0)]
+    for temperature in (0.1, 0.2, 0.35, 0.5):
+        loss_fn.temperature = temperature
+        expected, found = loss_fn(*views), compiled(*views)
+        torch.testing.assert_close(found, expected)
+        exact = torch.autograd.grad(expected, views)
+        torch.testing.assert_close(torch.autograd.grad(found, views), exact)
+
+
+def test_a_compiled_schedule_is_refused_at_a_bad_temperature():
+    torch._dynamo.reset()
+    loss_fn = NTXentLoss(0.1)
+    compiled = torch.compile(loss_fn, dynamic=True, backend="aot_eager")
+    z = torch.randn(12, 6)
+    compiled(z, z)
+    for temperature in (0.0, math.inf, math.nan):
+        loss_fn.temperature = temperature
+        with pytest.raises(ValueError, match="^ntxent: temperature"):
+            compiled(z, z)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_module_reduces_as_the_operator_does(reduction):
+    torch.manual_seed(0)
+    z = torch.randn(2, 7, 5).unbind(0)
+    expected = ntxent(z, 0.1, reduction=reduction)
+    assert torch.equal(NTXentLoss(0.1, reduction=reduction)(*z), expected)
+    assert expected.shape == ((14,) if reduction == "none" else ())
 
 
 def test_an_unknown_reduction_is_refused_when_built():

@@ -128,4 +128,59 @@ MONITORS = (
     _engine("monitors", "std-not-scaled", " * math.sqrt(f_NF.shape[1])", ""),
 )
 
-MUTANTS = ENGINE + OPTIMISERS + RUN_FOLDERS + MONITORS
+
+def _start(name: str, file: str, old: str, new: str, test: str) -> Mutant:
+    return Mutant(name, f"fastssl/{file}.py", old, new, (f"tests/{test}",))
+
+
+FOLDER = "data/test_folder.py"
+FAILED_START = "commands/test_failed_start.py"
+STARTS_AND_ENDS = (
+    _engine(
+        "run_folder",
+        "a-failed-start-claims-it",
+        "        if not _holds_run(self.path):\n            _take",
+        "        if False:\n            _take",
+    ),
+    _engine("run_folder", "a-device-is-a-setting", "if key != _RESOLVED", "if True"),
+    _engine(
+        "run_folder",
+        "a-lock-without-a-name-counts",
+        "if not _is_current(",
+        "if 0 and not _is_current(",
+    ),
+    _engine("trackers", "wandb-goes-online", '"WANDB_MODE": "offline"', '"WANDB_MODE": "online"'),
+    _start(
+        "a-bad-file-in-nineteen-ends-the-run",
+        "data/folder",
+        "if self._max_bad is not None and share > self._max_bad:",
+        "if share > (0.05 if self._max_bad is None else self._max_bad):",
+        FOLDER,
+    ),
+    _start("a-stand-in-twice", "data/folder", "if candidate not in taken:", "if True:", FOLDER),
+    _start("a-glance-that-reads-all", "data/scan", "time.monotonic() < until", "True", FOLDER),
+    _start(
+        "a-signal-outside-the-loop-is-lost",
+        "engine/signals",
+        "if self.requested is not None:",
+        "if False:",
+        FAILED_START,
+    ),
+    _start(
+        "a-finished-run-is-scored-twice",
+        "recipes/assemble",
+        "if not recorded_by(folder.path, BY):",
+        "if True:",
+        f"{FAILED_START}::test_a_finished_run_that_is_resumed_is_not_scored_twice",
+    ),
+    _start(
+        "validated-after-the-folder-is-claimed",
+        "recipes/assemble",
+        "        parts = validated(run, cache_dir=folder.cache, num_ranks=ranks.size)\n",
+        "        folder.begin({})\n"
+        "        parts = validated(run, cache_dir=folder.cache, num_ranks=ranks.size)\n",
+        FAILED_START,
+    ),
+)
+
+MUTANTS = ENGINE + OPTIMISERS + RUN_FOLDERS + MONITORS + STARTS_AND_ENDS

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from tests.wrong.mutant import Mutant
 
+CHECKS = "kernels/ntxent/checks.py"
 NTXENT = "tests/kernels/test_ntxent.py"
+CALLS = "tests/kernels/test_ntxent_calls.py"
 TEXTBOOK = "test_float64_equals_the_textbook_loops"
 BY_HAND = "test_the_references_hand_written_backward_is_autograds"
 GRADCHECK = "test_gradcheck_and_gradgradcheck_in_float64"
 
 
-def _ntxent(name: str, old: str, new: str, test: str) -> Mutant:
+def _ntxent(name: str, old: str, new: str, test: str, file: str = NTXENT) -> Mutant:
     """A bug in the reference, run with the reference behind the operator."""
-    tests = tuple(f"{NTXENT}::{one}" for one in test.split())
+    tests = tuple(f"{file}::{one}" for one in test.split())
     return Mutant(f"ntxent-{name}", "kernels/ntxent/reference.py", old, new, tests, library=False)
 
 
@@ -35,14 +37,14 @@ REFERENCE = (
     ),
     _ntxent(
         "norm-clamped-too-early",
-        "norm_M1 = norm_M1.clamp_min(EPS)",
-        "norm_M1 = norm_M1.clamp_min(1e-3)",
+        "torch.maximum(norm_M1, EPS / scale_M1)",
+        "torch.maximum(norm_M1, 1e-3 / scale_M1)",
         TEXTBOOK,
     ),
     _ntxent(
         "not-normalised",
-        "return (h_MD / norm_M1).to(",
-        "return (h_MD / norm_M1.mean()).to(",
+        "return (y_MD / norm_M1).to(",
+        "return (y_MD / norm_M1.mean()).to(",
         TEXTBOOK,
     ),
     _ntxent(
@@ -90,8 +92,8 @@ REFERENCE = (
     ),
     _ntxent(
         "gradient-not-divided-by-the-norm",
-        "(tangent_MD / norm_M1).clamp",
-        "(tangent_MD).clamp",
+        "dh_MD = dz_MD / norm_M1",
+        "dh_MD = dz_MD",
         BY_HAND,
     ),
     _ntxent(
@@ -109,21 +111,34 @@ REFERENCE = (
         GRADCHECK,
     ),
     _ntxent(
-        "norms-in-the-input-format",
-        "keepdim=True, dtype=torch.float64)",
-        "keepdim=True).double()",
-        "test_extreme_norms_do_not_overflow",
+        "norms-of-raw-squares",
+        "scale_M1 = largest_M1.clamp(1.0, torch.finfo(torch.float64).max)",
+        "scale_M1 = torch.ones_like(largest_M1)",
+        "test_float64_norms_beyond_1e154_do_not_overflow",
     ),
     _ntxent(
-        "half-precision-gradient-overflows",
+        "zero-row-overflows-in-half-precision",
         ".clamp(-limit, limit)",
         "",
         "test_fp16_gradient_of_a_zero_row_saturates_and_stays_finite",
     ),
+    _ntxent(
+        "half-precision-overflow-is-hidden",
+        "torch.where(norm_M1 > EPS, dh_MD, dh_MD.clamp(-limit, limit))",
+        "dh_MD.clamp(-limit, limit)",
+        "test_fp16_gradients_overflow_where_torchs_do",
+    ),
+    _ntxent(
+        "autocast-reaches-the-formula",
+        "return torch.autocast(kind, enabled=False)",
+        "return nullcontext()",
+        "test_autocast_changes_nothing",
+        CALLS,
+    ),
 )
 
 OPERATOR = (
-    _op("op-second-derivative-is-cut", "create_graph=True)", "create_graph=False)", NTXENT),
+    _op("op-second-derivative-is-cut", "create_graph=again)", "create_graph=False)", NTXENT),
     _op(
         "op-fake-has-the-input-dtype",
         "dtype = reference.accumulate_dtype(first.dtype)",
@@ -131,18 +146,36 @@ OPERATOR = (
         NTXENT,
     ),
     _op("op-temperature-gradient-loses-its-shape", ".reshape(temperature.shape)", "", NTXENT),
-    _op("op-tiny-temperature-accepted", "or abs(value) < 1e-8", "or value == 0", NTXENT),
+    _op(
+        "op-gradients-run-through-dependent-inputs",
+        "aliases = [tensor.view_as(tensor) for tensor in (*views, temperature)]",
+        "aliases = [*views, temperature]",
+        CALLS,
+    ),
+    _op(
+        "op-forged-rows-accepted",
+        "if name in shapes and tensor.shape != shapes[name]:",
+        "if False:",
+        CALLS,
+        CHECKS,
+    ),
+    _op("eager-negated-views-read-raw", " or tensor.is_neg()", "", CALLS, "kernels/eager.py"),
+    _op(
+        "eager-tangents-dropped", "forward_ad._current_level < 0", "True", CALLS, "kernels/eager.py"
+    ),
+    _op("op-tiny-temperature-accepted", "1e-8 <= abs(value) <", "0 < abs(value) <", NTXENT, CHECKS),
     _op(
         "op-width-not-compared",
         "if view.shape != shape:",
         "if view.shape[0] != first.shape[0]:",
         NTXENT,
+        CHECKS,
     ),
-    _op("op-integers-accepted", "if dtype not in DTYPES:", "if False:", NTXENT),
+    _op("op-integers-accepted", "if dtype not in DTYPES:", "if False:", NTXENT, CHECKS),
     _op(
         "native-gradient-read-as-contiguous",
-        "grad.to(lse_M.dtype).contiguous()",
-        "grad.to(lse_M.dtype)",
+        "grad = grad.contiguous()",
+        "grad = grad",
         f"{NTXENT} tests/kernels/test_native.py",
         "kernels/ntxent/native.py",
     ),

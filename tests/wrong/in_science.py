@@ -140,4 +140,17 @@ EVALUATION = (
     ),
 )
 
-MUTANTS = METHODS + DATA + EVALUATION
+
+def _ema(name: str, old: str, new: str) -> Mutant:
+    return Mutant(f"ema-{name}", "fastssl/nn/ema.py", old, new, ("tests/engine/test_ema.py",))
+
+
+AVERAGES = (
+    _ema("moves-by-the-momentum", "slow, fast, 1.0 - momentum", "slow, fast, momentum"),
+    _ema("forgets-buffers", "            torch._foreach_copy_(*copied)", "            pass"),
+    _ema("averages-no-buffers", 'self.buffers_are == "average" and', "False and"),
+    _ema("cosine-ends-below-one", "0.5 * (1.0 + math.cos", "0.5 * (1.5 + math.cos"),
+    _ema("is-trained", ".requires_grad_(False)", ""),
+)
+
+MUTANTS = METHODS + DATA + EVALUATION + AVERAGES

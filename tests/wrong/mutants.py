@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.wrong import in_distributed, in_engine, in_kernels, in_science
+from tests.wrong import in_compat, in_distributed, in_engine, in_kernels, in_losses, in_science
 
-MUTANTS = in_kernels.MUTANTS + in_engine.MUTANTS + in_science.MUTANTS
-MUTANTS += in_distributed.MUTANTS
+MUTANTS = in_kernels.MUTANTS + in_losses.MUTANTS + in_engine.MUTANTS + in_science.MUTANTS
+MUTANTS += in_distributed.MUTANTS + in_compat.MUTANTS
 
 # One per room, quick to run: these are planted in the default suite too.
 SAMPLE = (
@@ -14,4 +14,5 @@ SAMPLE = (
     "manifest-is-not-compared",
     "guard-looks-at-the-loss-alone",
     "lambda-chosen-on-what-it-was-fitted-to",
+    "loss-supcon-self-among-its-positives",
 )

@@ -1,0 +1,148 @@
+// One tile of logits: rows are keys, columns queries; and which of its pairs count.
+#pragma once
+#include <cmath>
+
+#include "contrast_pack.h"
+#include "microkernel.h"
+#include "ntxent_tile.h"  // Tile walks, kLog2e, kBoundedRange, kWeightStep
+
+namespace {
+
+// Ids of queries and keys as lanes of the accumulation type. Absent ones are null.
+template <class T> struct Lanes {
+  using Int = typename Simd<T>::Int;
+  const Int *q_label, *q_row;  // padded to whole panels
+  const int32_t *k_label, *k_row;
+  int keep;
+  int64_t queries;
+
+  bool any() const { return q_label || q_row; }
+};
+
+// Pairs of key r with the queries q, q + 1, ... that count.
+template <class T>
+FASTSSL_INLINE Ints<T> counted(const Lanes<T>& lanes, int64_t r, int64_t q) {
+  using Int = typename Simd<T>::Int;
+  const int64_t left = lanes.queries - q;
+  Ints<T> lane;
+  for (int l = 0; l < kLanes<T>; ++l) lane[l] = Int(l);
+  Ints<T> yes = lane < Int(left < kLanes<T> ? (left > 0 ? left : 0) : kLanes<T>);
+  if (lanes.q_label) {
+    const Ints<T> same = *(const Ints<T>*)(lanes.q_label + q) == Int(lanes.k_label[r]);
+    yes &= lanes.keep == fastssl::kKeepSame ? same : ~same;
+  }
+  if (lanes.q_row) yes &= *(const Ints<T>*)(lanes.q_row + q) != Int(lanes.k_row[r]);
+  return yes;
+}
+
+// What every thread of a call shares. x = slope * q . k is the logit in base 2.
+template <class T> struct ContrastState {
+  const fastssl::ContrastProblem& problem;
+  UnitRows<T> z;  // the queries
+  Lanes<T> lanes;
+  bool bounded;
+  T slope, shift;
+  int ranks;
+
+  ContrastState(const fastssl::ContrastProblem& problem, const UnitRows<T>& z, int ranks)
+      : problem(problem), z(z), lanes{}, ranks(ranks) {
+    const double range = 2.0 * std::fabs(problem.scale) * problem.bound;
+    bounded = range <= kBoundedRange;
+    slope = T(problem.scale * kLog2e);
+    shift = bounded ? T(-0.5 * range * kLog2e) : T(0);
+  }
+  int64_t key_edge(int rank) const { return problem.keys * rank / ranks; }
+
+  // visit(tile) for all tiles of queries against the keys [begin, end), in order.
+  template <class F> void query_tiles(int64_t begin, int64_t end, const F& visit) const {
+    const Cut across(0, z.rows, kPanel<T>);
+    for (int64_t b = 0; b < across.pieces; ++b)
+      visit(Tile{begin, end, across.edge(b), across.edge(b + 1)});
+  }
+  // visit(begin, end) for the tiles of keys of a rank.
+  template <class F> void key_tiles(int rank, const F& visit) const {
+    const Cut down(key_edge(rank), key_edge(rank + 1), 1);
+    for (int64_t a = 0; a < down.pieces; ++a) visit(down.edge(a), down.edge(a + 1));
+  }
+};
+
+template <class T> struct ContrastScratch {
+  T *keys, *weights, *tile, *key_grad, *row_sum, *column_sum, *column_top, *block, *raw;
+
+  static int64_t elements(int64_t columns) {
+    const int64_t panels = columns / kPanel<T>;
+    return 2 * panels * kKeyStep<T> + kTile * kWeightStep<T> + kTile * kTile +
+           kTile * kLanes<T> + 2 * kTile + kRows * kPanel<T> +
+           round_up((kPanel<T> + 1) * columns, kPanel<T>);
+  }
+  ContrastScratch(T* memory, int64_t columns) {
+    const int64_t panels = columns / kPanel<T>;
+    keys = memory;
+    key_grad = keys + panels * kKeyStep<T>;
+    weights = key_grad + panels * kKeyStep<T>;
+    tile = weights + kTile * kWeightStep<T>;
+    row_sum = tile + kTile * kTile;
+    column_sum = row_sum + kTile * kLanes<T>;
+    column_top = column_sum + kTile;
+    block = column_top + kTile;
+    raw = block + kRows * kPanel<T>;
+  }
+};
+
+// visit(r, rows, q, masked) with `block` = q . k of `rows` keys from r (relative to the tile's
+// first) with a panel of queries from q on; `masked` blocks hold pairs that may not count.
+template <class T, class F>
+void visit_products(const ContrastState<T>& state, const Tile& tile, const T* keys, T* block,
+                    const F& visit) {
+  const UnitRows<T>& z = state.z;
+  int64_t band = kRowBytes / (z.columns * int64_t(sizeof(T))) / kRows * kRows;
+  if (band < kRows) band = kRows;
+  const int64_t height = tile.i1 - tile.i0;
+  for (int64_t top = 0; top < height; top += band) {
+    const int64_t bottom = top + band < height ? top + band : height;
+    for (int64_t q = tile.j0; q < tile.j1; q += kPanel<T>) {
+      const bool masked = state.lanes.any() || q + kPanel<T> > state.problem.queries;
+      for (int64_t r = top; r < bottom; r += kRows) {
+        const int64_t rows = rows_at(r, bottom);
+        similarity_rows<T>(int(rows), keys + r * kPanel<T>, kKeyStep<T>, z.column(q), z.panels(),
+                           block);
+        visit(r, rows, q, masked);
+      }
+    }
+  }
+}
+
+// Where the block at (r, q) lies in a tile that is kept block by block.
+template <class T>
+FASTSSL_INLINE int64_t kept_offset(const Tile& tile, int64_t r, int64_t q, int64_t rows) {
+  return r * (tile.j1 - tile.j0) + (q - tile.j0) * rows;
+}
+
+// The blocks of a kept tile, without computing.
+template <class T, class F> void visit_kept(const Tile& tile, const F& visit) {
+  const int64_t height = tile.i1 - tile.i0;
+  for (int64_t r = 0; r < height; r += kRows)
+    for (int64_t q = tile.j0; q < tile.j1; q += kPanel<T>) visit(r, rows_at(r, height), q);
+}
+
+// x of a whole tile into `out`, -inf where a pair does not count; the largest by query.
+template <class T>
+void logits_of(const ContrastState<T>& state, const Tile& tile, const ContrastScratch<T>& scratch,
+               T* out) {
+  constexpr int L = kLanes<T>;
+  const Vec<T> never = splat<T>(T(-__builtin_inf()));
+  visit_products(state, tile, scratch.keys, scratch.block,
+                 [&](int64_t r, int64_t rows, int64_t q, bool masked) {
+                   T* x = out + kept_offset<T>(tile, r, q, rows);
+                   for (int64_t a = 0; a < rows; ++a)
+                     for (int h = 0; h < kPanel<T>; h += L) {
+                       Vec<T> value = load<T>(scratch.block + a * kPanel<T> + h) * state.slope;
+                       if (masked)
+                         value = select<T>(counted(state.lanes, tile.i0 + r + a, q + h), value,
+                                           never);
+                       store_loose<T>(x + a * kPanel<T> + h, value);
+                     }
+                 });
+}
+
+}  // namespace

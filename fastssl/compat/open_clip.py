@@ -1,0 +1,132 @@
+"""``open_clip.loss``: ClipLoss and SigLipLoss for one process.
+
+Features are taken as they are: open_clip's models normalise them. Values and gradients equal; no
+N x N matrix is handed to autograd. A world of more than one process is refused when built.
+"""
+
+# shapes: N pairs, D features
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastssl.compat.rows import as_peers_return_it, row_dots, widened
+from fastssl.kernels.contrast.op import contrast
+from fastssl.losses.siglip import pairwise_sigmoid
+
+EXCHANGES = ("bidir", "shift", "reduce", "gather")
+
+
+class ClipLoss(nn.Module):
+    """``open_clip.loss.ClipLoss``: symmetric cross entropy (Radford et al., arXiv:2103.00020).
+
+    Args:
+        local_loss, gather_with_grad, cache_labels, use_horovod: kept for the signature; they have
+            no effect in one process, as in the original.
+        rank, world_size: ValueError for a world_size above 1.
+
+    Differs: there is no ``get_logits`` or ``get_ground_truth`` to override, since the logits never
+    exist; the gradient of ``logit_bias``, which cancels in a softmax, is exactly zero.
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+    ) -> None:
+        super().__init__()
+        _one_process("ClipLoss", world_size)
+        self.local_loss = local_loss
+        self.gather_with_grad = gather_with_grad
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+        self.use_horovod = use_horovod
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Loss, (), of (N, D) features, or {"contrastive_loss": loss}."""
+        _check_pairs("ClipLoss", image_features, text_features)
+        image_ND, text_ND = widened(image_features), widened(text_features)
+        rows_N, cols_N, _ = contrast(image_ND, text_ND, logit_scale, columns=True)
+        scale = logit_scale.reshape(()) if isinstance(logit_scale, Tensor) else logit_scale
+        own_N = row_dots(image_ND, text_ND) * scale
+        loss = ((rows_N + cols_N) / 2 - own_N).mean()
+        if isinstance(logit_bias, Tensor):
+            loss = loss + 0 * logit_bias.sum()  # a parameter of the graph, for DDP's sake
+        return _answer(loss, image_features, output_dict)
+
+
+class SigLipLoss(nn.Module):
+    """``open_clip.loss.SigLipLoss``: pairwise sigmoid loss (Zhai et al., arXiv:2303.15343).
+
+    Args:
+        cache_labels: kept for the signature; no effect, as in the original.
+        rank, world_size: ValueError for a world_size above 1.
+        dist_impl: None, "bidir", "shift", "reduce" or "gather"; another is a ValueError (the
+            original: AssertionError). No effect in one process.
+
+    Differs: ``get_logits`` and ``get_ground_truth`` do not exist.
+    """
+
+    def __init__(
+        self,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        dist_impl: str | None = None,
+    ) -> None:
+        super().__init__()
+        _one_process("SigLipLoss", world_size)
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+        self.dist_impl = dist_impl or EXCHANGES[0]
+        if self.dist_impl not in EXCHANGES:
+            raise ValueError(
+                f"SigLipLoss: dist_impl must be one of {EXCHANGES}; received {dist_impl!r}"
+            )
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Loss, (), of (N, D) features, or {"contrastive_loss": loss}."""
+        _check_pairs("SigLipLoss", image_features, text_features)
+        bias = 0.0 if logit_bias is None else logit_bias
+        loss = pairwise_sigmoid(image_features, text_features, logit_scale, bias)
+        return _answer(loss, image_features, output_dict)
+
+
+def _answer(loss: Tensor, features: Tensor, output_dict: bool) -> Tensor | dict[str, Tensor]:
+    loss = as_peers_return_it(loss, features)
+    return {"contrastive_loss": loss} if output_dict else loss
+
+
+def _one_process(name: str, world_size: int) -> None:
+    if world_size > 1:
+        raise ValueError(
+            f"{name}: world_size must be 1; received {world_size}. Features are not exchanged "
+            "between processes here: use the original for this run"
+        )
+
+
+def _check_pairs(name: str, image_features: Tensor, text_features: Tensor) -> None:
+    if text_features.shape != image_features.shape:
+        raise ValueError(
+            f"{name}: text_features must be of the shape {tuple(image_features.shape)} of "
+            f"image_features; received {tuple(text_features.shape)}"
+        )

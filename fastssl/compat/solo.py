@@ -1,0 +1,89 @@
+"""solo-learn's ``simclr_loss_func`` and ``mocov2plus_loss_func`` (``solo.losses``)."""
+
+# shapes: N rows, K queue entries, D features
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastssl.compat.rows import (
+    as_ids,
+    as_peers_return_it,
+    excess,
+    refuse_many_processes,
+    row_dots,
+    unit_rows,
+    widened,
+)
+from fastssl.kernels.contrast.checks import Pairs
+from fastssl.kernels.contrast.op import contrast, contrast_mean
+
+
+def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Tensor:
+    """Mean over rows of -log(sum of exp over positives / sum of exp over all other rows).
+
+    The sum over positives stands inside the logarithm (L_in of Khosla et al., arXiv:2004.11362).
+
+    Args:
+        z: (N, D) raw projections of all crops; normalised inside.
+        indexes: (N,) sample ids, or class targets: rows with equal ids are positives.
+        temperature: non-zero.
+
+    Returns:
+        (); +inf where a row has no positive, as in the original, whose gradients are NaN there
+        (here: those of the finite terms). Differs: no overflow at temperatures under 1/88, and
+        more than one process is a ValueError instead of a gather.
+    """
+    _check_temperature("simclr_loss_func", temperature)
+    refuse_many_processes("simclr_loss_func", "it")
+    if indexes.shape != z.shape[:1]:
+        raise ValueError(
+            f"simclr_loss_func: indexes must be of shape ({z.shape[0]},), one id per row of z; "
+            f"received {tuple(indexes.shape)}"
+        )
+    unit_ND, scale = unit_rows(z), 1 / temperature
+    ids = as_ids(indexes).to(z.device)
+    rows = torch.arange(z.shape[0], device=z.device)
+    same = Pairs(keep="same", labels=(ids, ids), rows=(rows, rows))
+    different = Pairs(keep="different", labels=(ids, ids))
+    positive_N = contrast(unit_ND, unit_ND, scale, pairs=same, bound=1.0).rows
+    negative_N = contrast(unit_ND, unit_ND, scale, pairs=different, bound=1.0).rows
+    return as_peers_return_it(excess(negative_N, positive_N).mean(), z)
+
+
+def mocov2plus_loss_func(
+    query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1
+) -> Tensor:
+    """MoCo's loss (He et al., arXiv:1911.05722, eq. 1) over inputs taken as they are.
+
+    Args:
+        query: (N, D), not normalised here; gets a gradient.
+        key: (N, D), not normalised here; gets a gradient unless detached.
+        queue: (D, K) negatives. Without a gradient nothing of it is saved or copied, so it may be
+            overwritten before the backward.
+        temperature: non-zero.
+
+    Returns:
+        (), the mean over the queries.
+    """
+    _check_temperature("mocov2plus_loss_func", temperature)
+    if query.dim() != 2 or key.shape != query.shape:
+        raise ValueError(
+            "mocov2plus_loss_func: key must be of the shape (N, D) of query; "
+            f"received {tuple(key.shape)} for {tuple(query.shape)}"
+        )
+    if queue.dim() != 2 or queue.shape[0] != query.shape[1]:
+        raise ValueError(
+            f"mocov2plus_loss_func: queue must be of shape (D, K) with D = {query.shape[1]}; "
+            f"received {tuple(queue.shape)}"
+        )
+    scale, keys_KD = 1 / temperature, queue.T
+    denominators = contrast if queue.requires_grad else contrast_mean
+    negative_N = denominators(widened(query), keys_KD, scale).rows
+    positive_N = row_dots(query, key) * scale
+    return as_peers_return_it(excess(negative_N, positive_N).mean(), query)
+
+
+def _check_temperature(name: str, temperature: float) -> None:
+    if temperature == 0:
+        raise ValueError(f"{name}: temperature must be non-zero; received {temperature}")

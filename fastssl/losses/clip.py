@@ -1,0 +1,132 @@
+"""CLIP's loss (Radford et al. 2021, arXiv:2103.00020, fig. 3): N pairs, both directions.
+
+    x_ij = scale * image_i . text_j
+    loss = 1 / 2N sum_i [ lse_j x_ij - x_ii ] + 1 / 2N sum_j [ lse_i x_ij - x_jj ]
+
+One pass over the pairs gives the denominators of both directions.
+"""
+
+# shapes: N pairs, D embedding
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.kernels.contrast.op import ALL_PAIRS
+from fastssl.losses.arguments import (
+    bad,
+    check_reduction,
+    check_same_shape,
+    checked_number,
+    is_readable,
+)
+from fastssl.losses.denominators import unit_rows
+from fastssl.losses.matching import Matching, matched
+from fastssl.losses.metrics import ContrastiveMetrics, Terms
+from fastssl.losses.options import Options
+
+NAME = "clip_loss"
+
+
+def clip_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: float | Tensor = 1 / 0.07,
+    *,
+    options: Options | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Symmetric cross-entropy of N pairs of raw, un-normalised embeddings.
+
+    Args:
+        image: (N, D), any float dtype.
+        text: (N, D) of the same dtype; row i is the partner of image i. A detached tower costs
+            nothing for its gradient.
+        logit_scale: the factor itself (not its logarithm), finite and non-zero; a float or a
+            one-element tensor with gradient.
+        options: margin, smoothing, tau_plus, beta.
+        reduction: "mean", "sum" or "none" (a loss per pair: the mean of its two directions).
+
+    Returns:
+        () or (N,) in float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+    """
+    check_reduction(NAME, reduction)
+    return clip_terms(image, text, logit_scale, options).reduced(reduction)
+
+
+def clip_terms(
+    image: Tensor, text: Tensor, logit_scale: float | Tensor, options: Options | None = None
+) -> Terms:
+    """Losses per pair and what the metrics are read from; arguments of ``clip_loss``."""
+    check_same_shape(NAME, image=image, text=text)
+    scale = checked_number(NAME, "logit_scale", logit_scale, image)
+    if isinstance(scale, float) or is_readable(scale):
+        value = float(scale.detach() if isinstance(scale, Tensor) else scale)
+        if not math.isfinite(value) or value == 0.0:
+            raise bad(NAME, "logit_scale", "finite and not zero", value)
+    image_ND, text_ND = unit_rows(image), unit_rows(text)
+    ids_N = torch.arange(image.shape[0], device=image.device)
+    positive_N = (image_ND * text_ND).sum(1)
+    matching = Matching(image_ND, text_ND, positive_N, (ids_N, ids_N), whole=ALL_PAIRS)
+    return matched(matching, scale, options, symmetric=True)
+
+
+class CLIPLoss(nn.Module):
+    """``clip_loss`` with the logit scale as a parameter ``log_scale``.
+
+    Args:
+        scale: initial factor, 1 / 0.07 as in the paper.
+        max_scale: the factor is kept at most this (100 in the paper) by clamping the parameter
+            itself before use, so that its gradient stays alive at the limit; None for no limit.
+        learnable: whether ``log_scale`` asks for a gradient.
+        options, reduction: as of ``clip_loss``.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.losses import CLIPLoss
+        >>> image, text = torch.randn(2, 64, 128, requires_grad=True)
+        >>> CLIPLoss()(image, text).backward()
+    """
+
+    def __init__(
+        self,
+        scale: float = 1 / 0.07,
+        *,
+        max_scale: float | None = 100.0,
+        learnable: bool = True,
+        options: Options | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        check_reduction("CLIPLoss", reduction)
+        if not (isinstance(scale, int | float) and 0 < scale < math.inf):
+            raise bad("CLIPLoss", "scale", "positive and finite", scale)
+        if max_scale is not None and not max_scale >= scale:
+            raise bad("CLIPLoss", "max_scale", f"None or at least scale = {scale}", max_scale)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learnable)
+        self.max_scale = max_scale
+        self.options = options
+        self.reduction = reduction
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """Loss of (N, D) images and texts: () or, with reduction "none", (N,)."""
+        return clip_terms(image, text, self._scale(), self.options).reduced(self.reduction)
+
+    def with_metrics(self, image: Tensor, text: Tensor) -> tuple[Tensor, ContrastiveMetrics]:
+        """The loss and what its forward tells beside it (top-1 of image to text)."""
+        terms = clip_terms(image, text, self._scale(), self.options)
+        return terms.reduced(self.reduction), terms.metrics()
+
+    def _scale(self) -> Tensor:
+        if self.max_scale is not None:
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(self.max_scale))
+        return self.log_scale.exp()
+
+    def extra_repr(self) -> str:
+        return f"max_scale={self.max_scale}, options={self.options}, reduction={self.reduction!r}"

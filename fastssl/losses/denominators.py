@@ -1,0 +1,73 @@
+"""The one door between the losses and the fused kernels: log-denominators of unit rows.
+
+Every loss of this package is log-denominators (here, O(N K D) work, no N x K matrix) minus
+positives (plain torch, O(N D)). Whatever changes where keys come from changes here alone.
+"""
+
+# shapes: N queries, K keys, D embedding
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastssl.kernels.contrast.checks import Pairs
+from fastssl.kernels.contrast.op import ALL_PAIRS, Denominators, contrast, contrast_mean
+
+EPS = 1e-12  # of torch.nn.functional.normalize
+UNIT = 1.0
+ROUNDED_UNIT = 1.02
+"""Bound on q.k where rows were rounded to 16 bits after their normalisation."""
+
+
+def denominators(
+    queries_ND: Tensor,
+    keys_KD: Tensor,
+    scale: float | Tensor,
+    *,
+    pairs: Pairs = ALL_PAIRS,
+    columns: bool = False,
+    bound: float = UNIT,
+) -> Denominators:
+    """``contrast``, or ``contrast_mean`` where the keys need no gradient: one pass, nothing saved.
+
+    Never in the precision of an autocast region: logits need float32 at least.
+    """
+    with torch.autocast(queries_ND.device.type, enabled=False):
+        if columns or keys_KD.requires_grad:
+            return contrast(queries_ND, keys_KD, scale, pairs=pairs, columns=columns, bound=bound)
+        return contrast_mean(queries_ND, keys_KD, scale, pairs=pairs, bound=bound)
+
+
+def unit_rows(h_ND: Tensor) -> Tensor:
+    """L2-normalised rows in float32, or float64 for float64; norms do not overflow at 1e30."""
+    wide_ND = _Widened.apply(h_ND) if h_ND.dtype == torch.float16 else h_ND
+    dtype = torch.float64 if h_ND.dtype == torch.float64 else torch.float32
+    wide_ND = wide_ND.to(dtype)
+    norm_N1 = torch.linalg.vector_norm(wide_ND, dim=1, keepdim=True, dtype=torch.float64)
+    return wide_ND / norm_N1.clamp_min(EPS).to(dtype)
+
+
+class _Widened(torch.autograd.Function):
+    """float16 to float32; the gradient saturates on its way back instead of becoming inf.
+
+    A zero row's gradient is divided by EPS, which float16 cannot hold.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h_ND: Tensor) -> Tensor:
+        return h_ND.float()
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def jvp(ctx, tangent_ND: Tensor) -> Tensor:
+        return tangent_ND.float()
+
+    @staticmethod
+    def backward(ctx, grad_ND: Tensor) -> Tensor:
+        limit = torch.finfo(torch.float16).max
+        return grad_ND.clamp(-limit, limit).half()

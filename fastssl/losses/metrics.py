@@ -1,0 +1,71 @@
+"""What a loss can tell beside its value, without a second pass over the pairs."""
+
+# shapes: N rows
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastssl.losses.arguments import reduced
+
+SLACK = 16
+"""Rounding, in units of eps * scale, between a positive logit of torch and one of the kernel."""
+
+
+class ContrastiveMetrics(NamedTuple):
+    """0-d tensors without gradient.
+
+    top1: share of rows whose (best) positive is at least every other logit of its denominator.
+    alignment: mean cosine similarity of a row and its positives.
+    negative_similarity: mean cosine similarity over all (row, negative) pairs; NaN without any.
+    """
+
+    top1: Tensor
+    alignment: Tensor
+    negative_similarity: Tensor
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Losses per row, and what the metrics are read from.
+
+    best: similarities of the best positives, to be compared with top_N (the largest logit of the
+    denominator) at ``top_scale``. negatives: sums of similarities, and counts. Both are asked for
+    by ``metrics`` alone. counted_N: rows that have a positive; None where all have.
+    """
+
+    loss_N: Tensor
+    similarity_N: Tensor
+    best: Callable[[], Tensor]
+    top_N: Tensor
+    top_scale: float | Tensor
+    negatives: Callable[[], tuple[Tensor, Tensor]]
+    counted_N: Tensor | None = None
+
+    def reduced(self, reduction: str) -> Tensor:
+        """The loss: over the counted rows alone, 0 if there is none."""
+        if self.counted_N is None or reduction != "mean":
+            return reduced(self.loss_N, reduction)
+        return self.loss_N.sum() / self.counted_N.sum().clamp_min(1)
+
+    @torch.no_grad()
+    def metrics(self) -> ContrastiveMetrics:
+        """Evaluated now, in O(N D)."""
+        scale = torch.as_tensor(self.top_scale, dtype=self.top_N.dtype, device=self.top_N.device)
+        slack = SLACK * torch.finfo(self.top_N.dtype).eps * scale.abs()
+        best_N = self.best() * scale
+        top1_N = (best_N >= self.top_N - slack).to(best_N.dtype)
+        hit_N = torch.where(best_N.isnan(), best_N, top1_N)
+        sum_N, count_N = self.negatives()
+        if self.counted_N is None:
+            top1, alignment = hit_N.mean(), self.similarity_N.mean()
+        else:
+            weight_N = self.counted_N.to(hit_N.dtype) / self.counted_N.sum()
+            top1, alignment = (hit_N * weight_N).sum(), (self.similarity_N * weight_N).sum()
+        count = count_N.sum()
+        negative = torch.where(count > 0, sum_N.sum() / count, torch.nan)
+        return ContrastiveMetrics(top1, alignment, negative)

@@ -1,0 +1,107 @@
+"""MoCo's queue of keys (He et al. 2020, arXiv:1911.05722, alg. 1): a ring of unit rows."""
+
+# shapes: N keys of a batch, K rows of a queue, D features, Q queues
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastssl.kernels.enqueue.op import enqueue
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+class KeyQueue(nn.Module):
+    """The last K keys, normalised, oldest first from ``pointer``; buffers, so saved and moved.
+
+    Batches may have any size: they wrap around, and of more than K keys the last K stay. A write
+    is one pass over the batch; the queue is never copied and the pointer never waited for.
+
+    Args:
+        num_keys: K. width: D.
+        num_queues: None for one queue (K, D); Q for queues side by side, ``rows`` (Q, K, D).
+        dtype: of the rows; bfloat16 halves what a loss reads, float32 keeps every bit.
+        seed: of the random unit rows the queue starts with.
+        group: a process group whose keys are gathered, in the order of the ranks, before a write;
+            every rank must bring as many.
+
+    Attributes:
+        rows: (K, D) or (Q, K, D). pointer: int64, () or (Q,): where the next key goes.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.losses import KeyQueue
+        >>> queue = KeyQueue(4096, 128)
+        >>> queue.enqueue(torch.randn(256, 128))
+        >>> queue.rows.shape
+        torch.Size([4096, 128])
+    """
+
+    rows: Tensor
+    pointer: Tensor
+
+    def __init__(
+        self,
+        num_keys: int,
+        width: int,
+        *,
+        num_queues: int | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        seed: int = 0,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("num_keys", num_keys), ("width", width), ("num_queues", num_queues)):
+            if size is not None and (isinstance(size, bool) or size < 1):
+                raise ValueError(f"KeyQueue: {name} must be at least 1; received {size}")
+        if dtype not in DTYPES:
+            raise ValueError(f"KeyQueue: dtype must be one of {DTYPES}; received {dtype}")
+        queues = () if num_queues is None else (num_queues,)
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.randn(*queues, num_keys, width, generator=generator)
+        self.register_buffer("rows", F.normalize(start, dim=-1).to(dtype))
+        self.register_buffer("pointer", torch.zeros(queues, dtype=torch.int64))
+        self.group = group
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, *, queue: int | None = None) -> None:
+        """Writes raw keys (N, D), or (Q, N, D) for all queues at once, or (N, D) for one of them.
+
+        Raises:
+            ValueError: the keys do not fit, or ``queue`` is not one of the queues.
+        """
+        self._check(keys, queue)
+        if self.group is not None:
+            keys = gathered(keys, self.group)
+        if self.rows.dim() == 2:
+            enqueue(self.rows, self.pointer, keys)
+        elif queue is not None:
+            enqueue(self.rows[queue], self.pointer[queue], keys)
+        else:
+            for q in range(len(self.rows)):
+                enqueue(self.rows[q], self.pointer[q], keys[q])
+
+    def _check(self, keys: Tensor, queue: int | None) -> None:
+        count = len(self.rows) if self.rows.dim() == 3 else 0
+        if queue is not None and not 0 <= queue < count:
+            expected = f"between 0 and {count - 1}" if count else "None for a single queue"
+            raise ValueError(f"KeyQueue: queue must be {expected}; received {queue}")
+        all_at_once = count > 0 and queue is None
+        shape = f"({count}, N, {self.rows.shape[-1]})" if all_at_once else "(N, D)"
+        if not isinstance(keys, Tensor) or keys.dim() != 2 + all_at_once:
+            received = tuple(keys.shape) if isinstance(keys, Tensor) else type(keys).__name__
+            raise ValueError(f"KeyQueue: keys must be a tensor {shape}; received {received}")
+        if all_at_once and len(keys) != count:
+            raise ValueError(f"KeyQueue: keys must be {shape}; received {tuple(keys.shape)}")
+
+    def extra_repr(self) -> str:
+        return f"rows={tuple(self.rows.shape)}, dtype={self.rows.dtype}"
+
+
+def gathered(keys: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The keys of every rank of the group, in the order of the ranks, along the axis of N."""
+    parts = [torch.empty_like(keys) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, keys.contiguous(), group=group)
+    return torch.cat(parts, dim=-2)

@@ -1,0 +1,188 @@
+"""SupCon (Khosla et al. 2020, arXiv:2004.11362): rows of a label are each other's positives.
+
+With x_ij = z_i . z_j / tau, P(i) the other rows of i's label and A(i) all other rows:
+
+    L_out_i = log sum_{a in A(i)} e^{x_ia} - mean_{p in P(i)} x_ip                      (eq. 2)
+    L_in_i  = log sum_{a in A(i)} e^{x_ia} - log mean_{p in P(i)} e^{x_ip}              (eq. 3)
+
+Rows without a positive have no loss: they are left out of the mean (but stay in denominators).
+"""
+
+# shapes: N samples, V views, M rows, D embedding
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.kernels.contrast.checks import Pairs
+from fastssl.losses.arguments import (
+    bad,
+    check_embeddings,
+    check_reduction,
+    checked_ids,
+    scale_of,
+)
+from fastssl.losses.classes import class_counts, class_sums
+from fastssl.losses.denominators import denominators, unit_rows
+from fastssl.losses.metrics import ContrastiveMetrics, Terms
+
+
+def sup_con_out(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    *,
+    reduction: str = "mean",
+) -> Tensor:
+    """SupCon with the positives outside the logarithm (L_out), in O(M D) beside the denominators.
+
+    Args:
+        embeddings: (M, D), or (N, V, D) for V views of N samples; raw, any float dtype.
+        labels: integer (M,) or (N,), a label or an id; None with views: a label per sample.
+        temperature: finite, non-zero; a float, or a one-element tensor to learn it.
+        reduction: "mean" over the rows that have a positive, "sum", or "none" (0 for the others).
+
+    Returns:
+        () or (M,), rows in the order of ``embeddings.flatten(0, -2)``, in float32 (float64 for
+        float64 input). Without any positive: 0, with a gradient of zero.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+    """
+    check_reduction("sup_con_out", reduction)
+    return out_terms(embeddings, labels, temperature).reduced(reduction)
+
+
+def sup_con_in(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    *,
+    reduction: str = "mean",
+) -> Tensor:
+    """SupCon with the positives inside the logarithm (L_in); arguments as of ``sup_con_out``."""
+    check_reduction("sup_con_in", reduction)
+    return in_terms(embeddings, labels, temperature).reduced(reduction)
+
+
+def out_terms(embeddings: Tensor, labels: Tensor | None, temperature: float | Tensor) -> Terms:
+    """Losses per row of L_out; top-1 of several positives would need a second pass: NaN."""
+    name = "sup_con_out"
+    z_MD, labels_M = _rows(name, embeddings, labels)
+    return rows_out_terms(z_MD, labels_M, scale_of(name, temperature, embeddings))
+
+
+def rows_out_terms(z_MD: Tensor, labels_M: Tensor, scale: float | Tensor) -> Terms:
+    """L_out of unit rows."""
+    row_M = torch.arange(z_MD.shape[0], device=z_MD.device)
+    found = denominators(z_MD, z_MD, scale, pairs=Pairs(rows=(row_M, row_M)))
+    counts_M, positive_M = _positives(z_MD, labels_M)
+    some_M = counts_M > 0
+    loss_M = torch.where(some_M, found.rows - positive_M * scale, 0.0)
+
+    def best() -> Tensor:
+        """With one positive the mean is the best; of more only the mean is known."""
+        return torch.where((counts_M <= 1).all(), positive_M, torch.nan)
+
+    negatives = _negatives(z_MD, counts_M, positive_M)
+    return Terms(loss_M, positive_M, best, found.top, scale, negatives, some_M)
+
+
+def in_terms(embeddings: Tensor, labels: Tensor | None, temperature: float | Tensor) -> Terms:
+    """Losses per row of L_in and what the metrics are read from."""
+    name = "sup_con_in"
+    z_MD, labels_M = _rows(name, embeddings, labels)
+    scale = scale_of(name, temperature, embeddings)
+    row_M = torch.arange(z_MD.shape[0], device=z_MD.device)
+    rows = (row_M, row_M)
+    found = denominators(z_MD, z_MD, scale, pairs=Pairs(rows=rows))
+    same = denominators(
+        z_MD, z_MD, scale, pairs=Pairs(keep="same", labels=(labels_M, labels_M), rows=rows)
+    )
+    counts_M, positive_M = _positives(z_MD, labels_M)
+    some_M = counts_M > 0
+    log_counts_M = counts_M.clamp_min(1).to(z_MD.dtype).log()
+    loss_M = torch.where(some_M, found.rows - same.rows + log_counts_M, 0.0)
+    negatives = _negatives(z_MD, counts_M, positive_M)
+    return Terms(loss_M, positive_M, lambda: same.top / scale, found.top, scale, negatives, some_M)
+
+
+def _rows(name: str, embeddings: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Unit rows (M, D) and their labels (M,)."""
+    if not isinstance(embeddings, Tensor):
+        raise bad(name, "embeddings", "a tensor, (M, D) or (N, V, D)", type(embeddings).__name__)
+    if embeddings.dim() not in (2, 3) or 0 in embeddings.shape:
+        expected = "(M, D) or (N, V, D), non-empty"
+        raise bad(name, "embeddings", expected, f"shape {tuple(embeddings.shape)}")
+    h_MD = embeddings.flatten(0, -2)
+    check_embeddings(name, embeddings=h_MD)
+    num_samples, num_rows = embeddings.shape[0], h_MD.shape[0]
+    if labels is None:
+        if embeddings.dim() == 2:
+            raise bad(name, "labels", "given for (M, D) embeddings", None)
+        labels = torch.arange(num_samples, device=embeddings.device)
+    labels_N = checked_ids(name, "labels", labels, num_samples, embeddings)
+    labels_M = labels_N.repeat_interleave(num_rows // num_samples, output_size=num_rows)
+    return unit_rows(h_MD), labels_M
+
+
+def _positives(z_MD: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
+    """(M,) number of positives and (M,) mean similarity to them, 0 without; no M x M mask."""
+    counts_M = class_counts(labels_M, labels_M) - 1
+    others_MD = class_sums(z_MD, labels_M, labels_M) - z_MD
+    return counts_M, (z_MD * others_MD).sum(1) / counts_M.clamp_min(1)
+
+
+def _negatives(
+    z_MD: Tensor, counts_M: Tensor, positive_M: Tensor
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    def negatives() -> tuple[Tensor, Tensor]:
+        total_M = (z_MD * (z_MD.sum(0) - z_MD)).sum(1)
+        return total_M - positive_M * counts_M, z_MD.shape[0] - 1 - counts_M
+
+    return negatives
+
+
+FORMS = {"out": out_terms, "in": in_terms}
+
+
+class SupConLoss(nn.Module):
+    """``sup_con_out`` or ``sup_con_in`` as a module.
+
+    Args:
+        temperature, reduction: as of ``sup_con_out``.
+        form: "out" (the paper's choice) or "in".
+
+    Example:
+        >>> import torch
+        >>> from fastssl.losses import SupConLoss
+        >>> loss = SupConLoss(0.1)(torch.randn(64, 128), torch.arange(64) % 10)
+    """
+
+    def __init__(
+        self, temperature: float | Tensor = 0.1, *, form: str = "out", reduction: str = "mean"
+    ) -> None:
+        super().__init__()
+        check_reduction("SupConLoss", reduction)
+        if form not in FORMS:
+            raise bad("SupConLoss", "form", f"one of {tuple(FORMS)}", repr(form))
+        self.temperature = temperature
+        self.form = form
+        self.reduction = reduction
+
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Loss of (M, D) rows or (N, V, D) views and their labels: () or (M,)."""
+        terms = FORMS[self.form](embeddings, labels, self.temperature)
+        return terms.reduced(self.reduction)
+
+    def with_metrics(
+        self, embeddings: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, ContrastiveMetrics]:
+        """The loss and its metrics; top-1 is NaN for "out" where a row has several positives."""
+        terms = FORMS[self.form](embeddings, labels, self.temperature)
+        return terms.reduced(self.reduction), terms.metrics()
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, form={self.form!r}, reduction={self.reduction!r}"

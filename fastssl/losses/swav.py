@@ -1,0 +1,125 @@
+"""SwAV's swapped prediction and its codes (Caron et al. 2020, arXiv:2006.09882)."""
+
+# shapes: N samples, C prototypes, Q rows of a queue
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.kernels.soft_targets.op import given_targets
+from fastssl.losses.crops import crop_list, other_crops
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
+    """Codes (N, C): the softmax of scores / epsilon, balanced over the prototypes.
+
+    The iterations of algorithm 1 run on logarithms, so that no epsilon is too small. Rows sum to
+    one. float32 (float64 for float64), without gradient.
+
+    Raises:
+        ValueError: scores are not (N, C), epsilon not positive, iterations not at least 1.
+
+    Source: Caron et al. 2020, alg. 1 and its code in the appendix.
+    """
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or not scores.is_floating_point():
+        received = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"sinkhorn: scores must be floating, (N, C); received {received}")
+    if not epsilon > 0:
+        raise ValueError(f"sinkhorn: epsilon must be positive; received {epsilon}")
+    if iterations < 1:
+        raise ValueError(f"sinkhorn: iterations must be at least 1; received {iterations}")
+    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    logits_NC = scores.to(dtype) / epsilon
+    # log Q = logits + row_N + column_C; constants of alg. 1 cancel in the last normalisation
+    row_N1 = torch.zeros_like(logits_NC[:, :1])
+    for _ in range(iterations):
+        column_C = -(logits_NC + row_N1).logsumexp(0)
+        row_N1 = -(logits_NC + column_C).logsumexp(1, keepdim=True)
+    return (logits_NC + column_C).softmax(1)
+
+
+def swav_loss(
+    scores: Sequence[Tensor],
+    *,
+    num_assigned: int = 2,
+    temperature: float = 0.1,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    queue_scores: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Loss () of the scores of all crops: the codes of one crop are predicted from every other.
+
+    Args:
+        scores: (N, C) per crop, unit features times unit prototypes.
+        num_assigned: codes are taken of the first so many crops (SwAV: the two large ones).
+        temperature: of the predictions. epsilon, iterations: of ``sinkhorn``.
+        queue_scores: one (Q, C) per assigned crop; they take part in its balancing only.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+
+    Source: Caron et al. 2020, eq. 1 and 2; section 3.1 for multi-crop, 4.1 for the queue.
+    """
+    scores = crop_list("SwAVLoss", "scores", scores, at_least=2)
+    if not 1 <= num_assigned <= len(scores):
+        expected = f"between 1 and the {len(scores)} crops"
+        raise ValueError(f"SwAVLoss: num_assigned must be {expected}; received {num_assigned}")
+    if queue_scores is not None and len(queue_scores) != num_assigned:
+        expected = f"one (Q, C) tensor for each of {num_assigned} crops"
+        raise ValueError(f"SwAVLoss: queue_scores must be {expected}; received {len(queue_scores)}")
+    losses = []
+    for position in range(num_assigned):
+        rows = scores[position].detach()
+        balanced = rows if queue_scores is None else torch.cat([rows, queue_scores[position]])
+        codes = sinkhorn(balanced, epsilon=epsilon, iterations=iterations)[: len(rows)]
+        for other in other_crops(position, scores):
+            losses.append(given_targets(other, codes, temperature=temperature).mean())
+    return torch.stack(losses).mean()
+
+
+class SwAVLoss(nn.Module):
+    """``swav_loss`` as a module.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.losses import SwAVLoss
+        >>> z, prototypes = torch.randn(2, 64, 128), torch.randn(3000, 128, requires_grad=True)
+        >>> unit = torch.nn.functional.normalize
+        >>> loss = SwAVLoss()(list(unit(z, dim=2) @ unit(prototypes, dim=1).T))
+        >>> loss.backward()
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        epsilon: float = 0.05,
+        iterations: int = 3,
+        num_assigned: int = 2,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.epsilon = epsilon
+        self.iterations = iterations
+        self.num_assigned = num_assigned
+
+    def forward(
+        self, scores: Sequence[Tensor], queue_scores: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Loss () of the crops' scores, (N, C) each; see ``swav_loss``."""
+        return swav_loss(
+            scores,
+            num_assigned=self.num_assigned,
+            temperature=self.temperature,
+            epsilon=self.epsilon,
+            iterations=self.iterations,
+            queue_scores=queue_scores,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, epsilon={self.epsilon}, iterations={self.iterations}"
+        )

@@ -1,0 +1,86 @@
+"""What of ``contrast`` is shipped for CUDA: one line per binary, read by launcher and gates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastssl.kernels.cuda import ARCHS, Config, best
+
+
+def _config(
+    kernel: str, dtype: str, depth: int, shape: tuple[int, int], constants: dict[str, Any],
+    archs: tuple[int, ...] = ARCHS,
+) -> Config:  # fmt: skip
+    """shape: warps and pipeline stages."""
+    return Config(kernel, dtype, depth, *shape, constants, archs, "contrast")
+
+
+def _denominators(
+    dtype: str, depth: int, shape: tuple[int, int], tile: dict[str, Any], resident: bool
+) -> list[Config]:
+    """The forward pass without and with column sums."""
+    return [
+        _config(kernel, dtype, depth, shape, dict(tile, RESIDENT=resident, COLUMNS=columns))
+        for kernel, columns in (("rows", False), ("columns", True))
+    ]
+
+
+def _whole_depth(dtype: str) -> list[Config]:
+    """Kernels that hold a row's whole depth at once: D <= 256 in 16 bits.
+
+    "mean" and "pull" keep a block's (rows, D) sum in registers as well, which leaves room for 32
+    columns at a time at depth 256 and, from sm_100 on, at every depth.
+    """
+    found = []
+    for depth in (64, 128, 256):
+        shape = (8, 3 if depth < 256 else 2)
+        tile = {"BI": 128, "BJ": 64, "BK": depth, "PRECISION": "tf32"}
+        found += _denominators(dtype, depth, shape, tile, True)
+        for kernel in ("mean", "pull"):
+            narrow = dict(tile, BJ=32)
+            if depth < 256:
+                found.append(_config(kernel, dtype, depth, shape, tile, (80, 90)))
+                found.append(_config(kernel, dtype, depth, shape, narrow, (100,)))
+            else:
+                found.append(_config(kernel, dtype, depth, shape, narrow))
+    return found
+
+
+def _any_depth(dtype: str, precision: str, block: int, depth: int, stages: int) -> list[Config]:
+    """fp32 products run on the FMA units, where the forward pass needs more threads to a tile."""
+    warps = 8 if block == 128 else 4
+    tile = {"BI": block, "BJ": 64, "BK": depth, "PRECISION": precision}
+    return [
+        *_denominators(dtype, 0, (8, stages), tile, False),
+        _config("weights", dtype, 0, (warps, stages), tile),
+    ]
+
+
+def _row_kernels(dtype: str) -> list[Config]:
+    found = [
+        _config("merge", dtype, 0, (4, 1), {"ROWS": 32, "SLOTS": 64}),
+        _config("state", dtype, 0, (4, 1), {"ROWS": 128}),
+        _config("finish", dtype, 0, (4, 1), {"ROWS": 4, "BK": 64}),
+    ]
+    if dtype in ("bf16", "fp16"):  # whose "mean" kernel leaves strips to average
+        found.append(_config("average", dtype, 0, (4, 1), {"ROWS": 8, "BK": 64}))
+    return found
+
+
+CONFIGS: tuple[Config, ...] = (
+    *_whole_depth("bf16"),
+    *_whole_depth("fp16"),
+    *_any_depth("bf16", "tf32", 128, 64, 3),
+    *_any_depth("fp16", "tf32", 128, 64, 3),
+    *_any_depth("fp32", "ieee", 64, 32, 2),
+    *_any_depth("tf32", "tf32", 128, 32, 3),
+    *_row_kernels("bf16"),
+    *_row_kernels("fp16"),
+    *_row_kernels("fp32"),
+    *_row_kernels("tf32"),
+)
+
+
+def serving(kernel: str, dtype: str, depth: int, arch: int) -> Config | None:
+    """The shipped config for a padded depth, the one made for it first; None where none serves."""
+    return best(CONFIGS, kernel, dtype, depth, arch)

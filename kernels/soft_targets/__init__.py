@@ -1,0 +1,1 @@
+"""Cross entropy against soft targets over many outputs, without probabilities kept in memory."""

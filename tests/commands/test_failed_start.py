@@ -1,0 +1,130 @@
+"""A start that fails claims nothing; a signal at any time ends with the shell's status."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from fastssl.recipes import assemble
+from fastssl.recipes.assess import RECORDS
+from fastssl.train import main
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--data", "typo"], "typo"),
+        (["--batch-size", "0"], "batch_size"),
+        (["--batch-size", "200000"], "batch_size"),
+        (["--backbone", "resnet81"], "resnet81"),
+        (["--temperature", "0"], "temperature"),
+        (["--device", "gpu"], "device"),
+        (["--lr", "-1"], "lr"),
+        (["--wandb"], 'pip install "fastssl[wandb]"'),
+        (["--trackio"], 'pip install "fastssl[trackio]"'),
+        (["--tensorboard"], "fastssl[tensorboard]"),
+    ],
+)
+@pytest.mark.parametrize("out", ["r1", None])
+def test_a_failed_start_leaves_nothing_behind(flags, told, out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for package in ("wandb", "trackio", "torch.utils.tensorboard"):
+        monkeypatch.setitem(__import__("sys").modules, package, None)
+    assert main([*flags, *(["--out", out] if out else [])]) == 2
+    assert told in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_too_few_good_images_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "text.png").write_text("no image")
+    assert main(["--data", "photos", "--out", "r1"]) == 2
+    assert "text.png" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_failed_overwrite_keeps_the_old_run(finished_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["--out", str(run), "--overwrite", "--batch-size", "0"]) == 2
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert {k: v for k, v in after.items() if k.name != ".lock"} == {
+        k: v for k, v in before.items() if k.name != ".lock"
+    }
+
+
+@pytest.fixture
+def kill_in(monkeypatch):
+    """``kill_in(name, n, signal)``: the n-th call of ``assemble.name`` begins with the signal."""
+
+    def arrange(name, number, sent):
+        original, calls = getattr(assemble, name), []
+
+        def wrapped(*arguments, **options):
+            calls.append(name)
+            if len(calls) == number:
+                os.kill(os.getpid(), sent)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(assemble, name, wrapped)
+
+    return arrange
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_yardsticks_exits_with_its_status(
+    sent, train, tmp_path, kill_in, capsys
+):
+    run = tmp_path / "run"
+    kill_in("run_readouts", 1, sent)
+    assert train("--out", run) == 128 + sent
+    assert f"--out {run} --resume" in capsys.readouterr().out
+    assert not any((run / "checkpoints").iterdir())
+
+
+def test_a_signal_while_the_data_are_opened_leaves_nothing(train, tmp_path, kill_in, capsys):
+    kill_in("open_source", 1, signal.SIGTERM)
+    assert train("--out", tmp_path / "run") == 143
+    assert "nothing is left behind" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "number"), [("run_readouts", 2), ("pixels", 1)])
+def test_a_signal_during_the_report_can_be_resumed(
+    name, number, train, finished_run, tmp_path, kill_in
+):
+    run = tmp_path / "run"
+    kill_in(name, number, signal.SIGTERM)
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    assert train("--out", run) == 143
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert not (run / "export" / "backbone.safetensors").exists()
+    assert main(["--resume", "--out", str(run)]) == 0
+    ours, theirs = (load_file(r / "export" / "backbone.safetensors") for r in (run, finished_run))
+    assert all((ours[key] == theirs[key]).all() for key in theirs)
+
+
+def test_a_finished_run_that_is_resumed_is_not_scored_twice(finished_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    before = (run / RECORDS).read_text()
+    assert main(["--resume", "--out", str(run)]) == 0
+    assert (run / RECORDS).read_text() == before
+
+
+def test_a_run_from_another_device_is_resumed_and_says_where_it_runs_now(finished_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    config = run / "config.yaml"
+    before = yaml.safe_load(config.read_text())["resolved"]
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda:3"))
+    assert yaml.safe_load(config.read_text())["resolved"]["device"] == "cuda:3"
+    assert main(["--resume", "--out", str(run)]) == 0
+    assert yaml.safe_load(config.read_text())["resolved"] == before

@@ -1,0 +1,91 @@
+"""Gate 1 of contrast's Triton kernels: right values between guard bands, an alarm that goes off."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed: nothing to interpret")
+
+from fastssl.kernels.contrast import configs, launch, reference
+from fastssl.kernels.contrast.reference import Ids
+from fastssl.kernels.cuda import ARCHS
+
+BUGS = [
+    "write out of bounds",
+    "read out of bounds",
+    "self pairs counted",
+    "gradient through self pairs",
+    "padding counted",
+    "labels ignored",
+    "shift without a promise",
+    "scale off by two",
+    "rows without pairs",
+    "gradient of the columns forgotten",
+]
+
+
+@cache
+def answers(kind: str) -> dict[str, dict[str, str]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.interpreted_contrast", kind],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {line["case"]: line for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"), [("fp32", 28), ("bf16", 23), ("fp16", 11), ("other", 12)]
+)
+def test_every_kernel_is_right_and_stays_within_its_tensors(kind, least):
+    cases = {case: line["wrong"] for case, line in answers(kind).items()}
+    assert len(cases) >= least
+    assert {case: wrong for case, wrong in cases.items() if wrong} == {}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_the_tolerance_would_refuse_a_result_that_is_a_quarter_off(dtype):
+    """Also where logits are unbounded, by GEMM, under pair rules, over several bands and splits."""
+    cases = ["ragged", "queue", "deep", "cold", "cold gemm", "other class", "same class, cold"]
+    if dtype != "fp16":
+        cases += ["gemm", "in place", "cold rows only", "no promise", "apart", "narrow"]
+    if dtype == "fp32":
+        cases += ["negative", "tall", "cold narrow", "narrow gemm", "frozen"]
+    assert {case: blind for case in cases if (blind := answers(dtype)[case]["blind"])} == {}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_caught(bug):
+    assert answers("planted")[bug]["wrong"] != ""
+
+
+def test_every_padded_depth_is_served_on_every_chip():
+    for arch in ARCHS:
+        for dtype in ("bf16", "fp16", "fp32", "tf32"):
+            for depth in (64, 128, 256, 320, 512, 2048):
+                for kernel in ("rows", "columns", "merge", "state", "weights", "finish"):
+                    assert configs.serving(kernel, dtype, depth, arch) is not None
+                for kernel in ("mean", "pull"):
+                    fused = configs.serving(kernel, dtype, depth, arch)
+                    assert (fused is None) == (dtype in ("fp32", "tf32") or depth > 256)
+
+
+def test_a_gpu_too_old_for_the_tiles_gets_the_reference(monkeypatch):
+    monkeypatch.setattr(launch, "serves", lambda device, op: False)
+    q_ND, k_KD = torch.randn(6, 5), torch.randn(7, 5)
+    given = q_ND, k_KD, torch.tensor(2.0), Ids()
+    found = launch.forward(*given, True, 1.0, True)
+    exact = reference.forward(*given, True, 1.0, True)
+    assert all(torch.equal(a, b) for a, b in zip(found, exact, strict=True))
+    assert launch.forward_mean(*given, 1.0)[2].shape == (6, 5)
+    rows, cols, _, kept = found
+    dq, dk, _ = launch.backward(rows, cols, *given, rows, cols, kept, 1.0, (True, True))
+    assert dq.shape == (6, 5) and dk.shape == (7, 5) and dq.isfinite().all()
