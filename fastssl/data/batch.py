@@ -55,7 +55,8 @@ def check_batch_size(batch_size: int, num_samples: int, name: str) -> None:
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if batch_size > num_samples:
+        smaller = f"give --batch-size {num_samples} or less, or " if num_samples >= 2 else ""
         raise ValueError(
             f"{name}: {num_samples} usable training samples, but batch_size is {batch_size}; "
-            f"give --batch-size {num_samples} or less, or add images"
+            f"{smaller}add images"
         )

@@ -52,7 +52,6 @@ class FolderSource:
         root: Path,
         *,
         image_size: int,
-        seed: int,
         workers: int = 2,
         device: torch.device | None = None,
         cache_dir: Path | None = None,
@@ -65,7 +64,7 @@ class FolderSource:
         self.name = os.path.basename(os.path.abspath(root)) or "folder"
         self.image_shape = (3, image_size, image_size)
         self.num_views, self.policy = num_views, policy or simclr(image_size)
-        self._seed, self._workers, self._max_bad = seed, workers, max_bad
+        self._workers, self._max_bad = workers, max_bad
         self._device = device or torch.device("cpu")
         self._scan = scan(
             root, workers=max(workers, 4), cache_dir=cache_dir, budget_s=scan_budget_s
@@ -251,10 +250,10 @@ class FolderSource:
     def labelled(self, split: str, limit: int | None = None) -> Labelled | None:
         """Clean images with their class, or None where the folders name fewer than two classes.
 
-        "test" is root/val (or test) where it exists; else a fifth of the images, chosen by a keyed
-        draw: held out from the readout, not from training. Files that do not decode are left out.
+        "test" is root/val (or test) where it exists; else a fifth of the images, the same for every
+        seed: held out from the readout, not from training. Files that do not decode are left out.
         """
-        chosen = labelled_indices(self._split, split, seed=self._seed, limit=limit)
+        chosen = labelled_indices(self._split, split, limit=limit)
         if chosen is None:
             return None
         good = self._decodable(chosen)

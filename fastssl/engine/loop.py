@@ -23,7 +23,7 @@ from fastssl.engine.environment import arithmetic
 from fastssl.engine.faults import fault
 from fastssl.engine.guard import Guard
 from fastssl.engine.optim import build_optimizer, learning_rate, named_state
-from fastssl.engine.plan import accumulation_note, readout_interval, total_steps
+from fastssl.engine.plan import accumulation_note, readout_interval, total_steps, warmup_steps
 from fastssl.engine.progress import Progress, Stopwatch
 from fastssl.engine.protocols import BatchIterator, Readout, Source
 from fastssl.engine.ranks import ALONE, Ranks, prepare
@@ -108,6 +108,7 @@ class _Training:
         self.run, self.device, self.readouts, self.console = run, device, readouts, console
         self.watch = Stopwatch()
         self.began = time.perf_counter()
+        self.warmup = warmup_steps(config, total)
         self.seconds_before = 0.0
         self.step = 0
         self.saved_at = 0
@@ -142,6 +143,8 @@ class _Training:
             self.method, self.optimizer, self.guard,
             device=self.device, precision=config.precision, ranks=self.ranks,
         )  # fmt: skip
+        if self.warmup != config.warmup_steps:
+            self.console.line(f"warm-up shortened to {self.warmup} of {self.total} steps")
         if config.accumulate > 1:
             self.console.line(f"negatives come {accumulation_note(config)}")
         if self.ranks.leads:
@@ -167,7 +170,7 @@ class _Training:
         with self.watch.training():
             micro = self._fetch()
             lr = learning_rate(
-                self.step, peak=scaled_lr(config), total=self.total, warmup=config.warmup_steps
+                self.step, peak=scaled_lr(config), total=self.total, warmup=self.warmup
             )
             result = self.train_step(micro, step=self.step, lr=lr)
             self.lr = lr

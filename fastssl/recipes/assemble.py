@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fastssl.data.sources import open_source
-from fastssl.engine.config import as_plain
+from fastssl.engine.config import TrainConfig, as_plain
 from fastssl.engine.console import Console
 from fastssl.engine.device import resolve_device
 from fastssl.engine.export import Card, Score, export_backbone
@@ -24,7 +24,7 @@ from fastssl.engine.loop import fit
 from fastssl.engine.plan import check, plan_lines, rehearse, resolved, total_steps
 from fastssl.engine.ranks import LeaderFailed, Ranks, joined
 from fastssl.engine.readout import run_readouts
-from fastssl.engine.run_folder import RunFolder, open_run
+from fastssl.engine.run_folder import RunFolder, check_out, open_run
 from fastssl.engine.seeding import seed_everything
 from fastssl.engine.signals import EXIT_CODES, Stopped, StopSignals
 from fastssl.engine.trackers import check_trackers
@@ -33,7 +33,7 @@ from fastssl.methods import METHODS
 from fastssl.nn.backbones import build_backbone
 from fastssl.nn.snippet import loading_snippet
 from fastssl.recipes.assess import append_record, make_record, recorded_by
-from fastssl.recipes.catalogue import data_kind
+from fastssl.recipes.catalogue import default_run, short_name
 from fastssl.recipes.readouts import FeaturesFn, Readout, make_readout, pixels, usual_kind
 from fastssl.recipes.run import Run
 
@@ -57,7 +57,9 @@ class Parts:
 
 def plan(run: Run) -> list[str]:
     """What ``train`` would do, line by line. Writes nothing, and only glances at a large folder."""
-    parts = build(run, cache_dir=None, scan_budget_s=GLANCE_S)
+    check_out(as_plain(run))
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    parts = validated(run, cache_dir=None, num_ranks=size, scan_budget_s=GLANCE_S)
     lines = plan_lines(
         run.train,
         source=parts.source,
@@ -84,11 +86,12 @@ def train(run: Run) -> int:
 def _lead(run: Run, ranks: Ranks) -> int:
     """The whole run, or rank 0 of it: what is written, shown and scored happens here."""
     console = Console()
-    name = f"{run.train.method}-{data_kind(run.train.data)}"
+    name = f"{run.train.method}-{short_name(run.train.data)}"
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals(launched=ranks.size > 1))
         stack.enter_context(console.hearing("fastssl"))
         with ranks.leading():
+            check_out(as_plain(run))
             folder = stack.enter_context(open_run(as_plain(run), name=name))
         try:
             return _train(run, folder, console, stop, ranks)
@@ -152,14 +155,26 @@ def _follow(run: Run, ranks: Ranks) -> int:
         return result.exit_code
 
 
-def validated(run: Run, *, cache_dir: Path, num_ranks: int = 1) -> Parts:
+def validated(
+    run: Run, *, cache_dir: Path | None, num_ranks: int, scan_budget_s: float | None = None
+) -> Parts:
     """``build``, and everything else that can be refused before anything is written."""
     check(run.train)
     check_trackers(run.train)
-    parts = build(run, cache_dir=cache_dir)
-    total_steps(parts.source, run.train, num_ranks=num_ranks)
+    parts = build(run, cache_dir=cache_dir, scan_budget_s=scan_budget_s)
+    _refuse_long_warmup(run.train, total_steps(parts.source, run.train, num_ranks=num_ranks))
     rehearse(parts.method, parts.source)
     return parts
+
+
+def _refuse_long_warmup(config: TrainConfig, steps: int) -> None:
+    """The recipe's own warm-up is shortened with the run; one that was asked for is not."""
+    usual = default_run(config.method, config.data).train.warmup_steps
+    if config.warmup_steps not in (0, usual) and config.warmup_steps >= steps:
+        raise ValueError(
+            f"warmup_steps: expected 0 to {steps - 1} for a run of {steps} steps, received "
+            f"{config.warmup_steps}"
+        )
 
 
 def _how_to_go_on(folder: RunFolder) -> str:

@@ -96,6 +96,13 @@ def test_evaluate_scores_the_export_and_stores_the_protocol(readout, folder_run,
         assert record["protocol"]["k"] == 20 and record["protocol"]["temperature"] == 0.07
 
 
+def test_the_default_run_folder_is_named_after_method_and_data(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my photos").symlink_to(photos)
+    assert main(["--data", "my photos/", *SMALL, "--max-steps", "1"]) == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["simclr-my-photos-1"]
+
+
 def test_ridge_is_refused_for_classes(folder_run, capsys):
     assert evaluate(["ridge", "--run", str(folder_run)]) == 2
     assert "use knn or linear" in capsys.readouterr().err
