@@ -6,6 +6,7 @@ Without this, inductor writes to /tmp/torchinductor_USER. A run writes nothing o
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sysconfig
@@ -36,6 +37,11 @@ def compile_method(method: nn.Module, console: Console, *, whole: bool) -> None:
     if missing is not None:
         console.warn(f"--compile needs {missing}; going on without it, slower")
         return
+    console.line("compiling (about half a minute) ...")
+    # Imported by the compiler, it warns of every machine without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(
+        lambda record: "No CUDA runtime is found" not in record.getMessage()
+    )
     method.compile(fullgraph=whole, dynamic=False)
 
 

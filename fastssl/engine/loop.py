@@ -42,6 +42,7 @@ _MONITORS_PER_RUN = 20
 _MONITORED_SAMPLES = 256
 # Early numbers say nothing: warnings start after this share of the run.
 _WARN_AFTER = 0.1
+_STUCK_AFTER = 300  # steps: a healthy loss leaves its start late in a short run
 _SEEDS_APART = 1_000_003  # between the ranks' generators; data are keyed and do not use them
 
 
@@ -219,6 +220,7 @@ class _Training:
         if self.step < _WARN_AFTER * self.total:
             return
         ratio = {k: v for k, v in self.metrics.items() if k == "loss_over_chance"}
+        ratio = ratio if self.step >= _STUCK_AFTER else {}
         for name, advice in monitors.warnings(values | ratio).items():
             if name not in self.warned:
                 self.warned.add(name)

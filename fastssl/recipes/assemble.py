@@ -267,9 +267,24 @@ def report(
     stop: StopSignals,
 ) -> None:
     """Score, export, and tell how good it is, where it lies and what to type next."""
-    config = parts.run.train
     metrics = score(parts, stop)
     told = _scores(parts.final, metrics, untrained, stop)
+    try:
+        _keep(parts, folder, steps, metrics)
+    except OSError as error:
+        file = error.filename or folder.export
+        raise OSError(
+            f"step {steps}: the training is done and saved, but {file} could not be written "
+            f"({error.strerror or error}); make room and {_how_to_go_on(folder)}"
+        ) from error
+    _tell_skipped(parts.source.report()["skipped"], console)
+    for line in [*told, *_next(folder, parts.final)]:
+        console.line(line)
+
+
+def _keep(parts: Parts, folder: RunFolder, steps: int, metrics: dict[str, float]) -> None:
+    """The record of the score and the exported encoder with its card."""
+    config = parts.run.train
     scores = []
     if parts.final is not None:
         record = make_record(parts.final, metrics, run=parts.run, data=config.data, by=BY)
@@ -288,9 +303,6 @@ def report(
         scores=scores,
     )
     export_backbone(folder, parts.method.backbone, card=card)  # type: ignore[arg-type]
-    _tell_skipped(parts.source.report()["skipped"], console)
-    for line in [*told, *_next(folder, parts.final)]:
-        console.line(line)
 
 
 def _scores(

@@ -192,3 +192,18 @@ def test_a_run_from_another_device_is_resumed_and_says_where_it_runs_now(finishe
     assert yaml.safe_load(config.read_text())["resolved"]["device"] == "cuda:3"
     assert main(["--resume", "--out", str(run)]) == 0
     assert yaml.safe_load(config.read_text())["resolved"] == before
+
+
+def test_a_full_disk_at_the_export_is_told_with_step_file_and_what_next(
+    train, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", str(run / "export" / "backbone.safetensors"))
+
+    monkeypatch.setattr(assemble, "export_backbone", full)
+    assert train("--out", run) == 2
+    told = capsys.readouterr().err
+    for part in ("step 6", "backbone.safetensors", "No space left", f"--out {run} --resume"):
+        assert part in told
