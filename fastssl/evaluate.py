@@ -45,8 +45,8 @@ class Common:
 class Knn(Common):
     """Weighted k-nearest-neighbour classification on cosine similarity (Wu et al. 2018)."""
 
-    k: int = 20
-    """Neighbours that vote."""
+    k: int | None = None
+    """Neighbours that vote. Default: 20, or all train images where they are fewer."""
     temperature: float = 0.07
     """Divides the similarity in a vote's weight, exp(similarity / temperature)."""
 
@@ -87,6 +87,10 @@ def _main(argv: list[str]) -> int:
         **voting,
     )
     print("\n".join(assess.describe(record)))
+    try:
+        assess.append_record(config.run, record)
+    except OSError as error:  # a score is a score, also of a run that may only be read
+        print(f"fastssl: warning: the score was not recorded: {error}", file=sys.stderr)
     return 0
 
 

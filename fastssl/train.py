@@ -5,6 +5,7 @@ Only the standard library, tyro and the config dataclasses are imported until th
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ Train an encoder without labels: embedded Spirograph images by default, or a fol
   python -m fastssl.train --method simclr --compile
   python -m fastssl.train --method simclr --compile --data photos --image-size 96
   python -m fastssl.train --resume --out runs/simclr-spirograph-1
+  torchrun --nproc-per-node 2 -m fastssl.train --method simclr --sync-bn
 
 The defaults below are those of the recipe for this --method and --data. Everything is written
 into one run folder. Ctrl-C saves; --resume continues to the same bytes.
@@ -37,7 +39,8 @@ def _main(argv: list[str]) -> int:
     from fastssl.recipes import assemble
 
     if run.train.dry_run:
-        print("\n".join(assemble.plan(run)))
+        if os.environ.get("RANK", "0") == "0":
+            print("\n".join(assemble.plan(run)))
         return 0
     return assemble.train(run)
 

@@ -44,12 +44,19 @@ class Labelled:
             yield self.render(np.arange(begin, min(begin + batch_size, n)))
 
 
+def part(index_N: np.ndarray, shard: tuple[int, int]) -> np.ndarray:
+    """The rows of rank ``shard[0]`` of ``shard[1]``, contiguous, in rank order."""
+    rank, size = shard
+    return index_N[rank * len(index_N) // size : (rank + 1) * len(index_N) // size]
+
+
 def check_batch_size(batch_size: int, num_samples: int, name: str) -> None:
     """ValueError when one epoch of ``name`` would hold no full batch."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if batch_size > num_samples:
+        smaller = f"give --batch-size {num_samples} or less, or " if num_samples >= 2 else ""
         raise ValueError(
             f"{name}: {num_samples} usable training samples, but batch_size is {batch_size}; "
-            f"give --batch-size {num_samples} or less, or add images"
+            f"{smaller}add images"
         )

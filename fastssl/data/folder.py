@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastssl.augment import keyed
 from fastssl.augment.policy import Policy, draw, simclr
-from fastssl.data.batch import Batch, Labelled, check_batch_size
+from fastssl.data.batch import Batch, Labelled, check_batch_size, part
 from fastssl.data.dali_reader import DaliReader
 from fastssl.data.decode import decode, read
 from fastssl.data.folder_labels import Split, find_split, labelled_indices
@@ -52,7 +52,6 @@ class FolderSource:
         root: Path,
         *,
         image_size: int,
-        seed: int,
         workers: int = 2,
         device: torch.device | None = None,
         cache_dir: Path | None = None,
@@ -65,7 +64,7 @@ class FolderSource:
         self.name = os.path.basename(os.path.abspath(root)) or "folder"
         self.image_shape = (3, image_size, image_size)
         self.num_views, self.policy = num_views, policy or simclr(image_size)
-        self._seed, self._workers, self._max_bad = seed, workers, max_bad
+        self._workers, self._max_bad = workers, max_bad
         self._device = device or torch.device("cpu")
         self._scan = scan(
             root, workers=max(workers, 4), cache_dir=cache_dir, budget_s=scan_budget_s
@@ -97,8 +96,13 @@ class FolderSource:
         seed: int,
         start_step: int = 0,
         device: torch.device | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> Prefetcher[Batch]:
-        """Endless batches from ``start_step`` on, made ahead of time by one thread."""
+        """Endless batches from ``start_step`` on, made ahead of time by one thread.
+
+        ``shard`` (rank, ranks) takes its part of each. A rank does not know which files of another
+        part turn out bad in decoding; only then may one image stand in for two of them.
+        """
         per_epoch = self.steps_per_epoch(batch_size)
         target = device or self._device
         reader = self._reader(target)
@@ -110,15 +114,21 @@ class FolderSource:
         def make(step: int) -> Batch:
             epoch, position = divmod(step, per_epoch)
             chosen = order(epoch)[position * batch_size : (position + 1) * batch_size]
-            return self._batch(reader, self._split.train[chosen], seed, epoch).to(target)
+            return self._batch(reader, self._split.train[chosen], seed, epoch, shard).to(target)
 
         return Prefetcher(make, start=start_step, release=reader.close)
 
     def _batch(
-        self, reader: DaliReader | TorchReader, wanted_N: np.ndarray, seed: int, epoch: int
+        self,
+        reader: DaliReader | TorchReader,
+        batch_N: np.ndarray,
+        seed: int,
+        epoch: int,
+        shard: tuple[int, int],
     ) -> Batch:
+        wanted_N = part(batch_N, shard)
         while True:
-            index_N = self._refilled(wanted_N, seed, epoch)
+            index_N = part(self._refilled(batch_N, seed, epoch), shard)
             tables = [
                 draw(
                     self.policy,
@@ -240,10 +250,10 @@ class FolderSource:
     def labelled(self, split: str, limit: int | None = None) -> Labelled | None:
         """Clean images with their class, or None where the folders name fewer than two classes.
 
-        "test" is root/val (or test) where it exists; else a fifth of the images, chosen by a keyed
-        draw: held out from the readout, not from training. Files that do not decode are left out.
+        "test" is root/val (or test) where it exists; else a fifth of the images, the same for every
+        seed: held out from the readout, not from training. Files that do not decode are left out.
         """
-        chosen = labelled_indices(self._split, split, seed=self._seed, limit=limit)
+        chosen = labelled_indices(self._split, split, limit=limit)
         if chosen is None:
             return None
         good = self._decodable(chosen)

@@ -62,8 +62,11 @@ def _labels(
     return label, tuple(classes)
 
 
-def labelled_indices(split: Split, name: str, *, seed: int, limit: int | None) -> np.ndarray | None:
-    """Files of the readout split "train" or "test", in a keyed order, at most ``limit``."""
+def labelled_indices(split: Split, name: str, *, limit: int | None) -> np.ndarray | None:
+    """Files of the readout split "train" or "test", in a keyed order, at most ``limit``.
+
+    The same for every run on the same files, whatever its seed: their scores can be compared.
+    """
     if name not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', received {name!r}")
     if not split.classes:
@@ -71,8 +74,10 @@ def labelled_indices(split: Split, name: str, *, seed: int, limit: int | None) -
     if len(split.test):
         chosen = split.train if name == "train" else split.test
     else:
-        unit_N = keyed.uniform(1, seed=seed, index_N=split.train, stream="readout split")[:, 0]
-        chosen = split.train[(unit_N < TEST_FRACTION) == (name == "test")]
+        filed = split.train[split.label[split.train] >= 0]
+        shuffled = filed[keyed.permutation(len(filed), seed=0, epoch=0, stream="readout split")]
+        num_test = round(TEST_FRACTION * len(filed))
+        chosen = np.sort(shuffled[:num_test] if name == "test" else shuffled[num_test:])
     chosen = chosen[split.label[chosen] >= 0]
-    order = keyed.permutation(len(chosen), seed=seed, epoch=0, stream=f"readout {name}")
+    order = keyed.permutation(len(chosen), seed=0, epoch=0, stream=f"readout {name}")
     return chosen[order[:limit]]

@@ -49,7 +49,6 @@ def open_source(
     return FolderSource(
         Path(data),
         image_size=image_size,
-        seed=seed,
         workers=workers,
         device=device or torch.device("cpu"),
         cache_dir=cache_dir,

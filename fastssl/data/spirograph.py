@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastssl.augment import keyed
-from fastssl.data.batch import Batch, Labelled, check_batch_size
+from fastssl.data.batch import Batch, Labelled, check_batch_size, part
 from fastssl.data.prefetch import Prefetcher
 
 TARGETS = ("m", "b", "sigma", "f_r")
@@ -124,9 +124,15 @@ class SpirographSource:
         return self.num_samples // batch_size
 
     def batches(
-        self, *, batch_size: int, seed: int, start_step: int = 0, device: torch.device
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        device: torch.device,
+        shard: tuple[int, int] = (0, 1),
     ) -> Prefetcher[Batch]:
-        """Endless iterator; batch t depends on (seed, t) alone."""
+        """Endless iterator; batch t depends on (seed, t) alone. ``shard``: (rank, ranks)."""
         per_epoch = self.steps_per_epoch(batch_size)
         order = lru_cache(maxsize=2)(
             lambda epoch: keyed.permutation(self.num_samples, seed=seed, epoch=epoch)
@@ -135,7 +141,7 @@ class SpirographSource:
         def make(step: int) -> Batch:
             epoch, position = divmod(step, per_epoch)
             index_N = order(epoch)[position * batch_size : (position + 1) * batch_size]
-            return self.batch(index_N, seed=seed, epoch=epoch).to(device)
+            return self.batch(part(index_N, shard), seed=seed, epoch=epoch).to(device)
 
         return Prefetcher(make, start=start_step)
 

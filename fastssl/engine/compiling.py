@@ -6,12 +6,17 @@ Without this, inductor writes to /tmp/torchinductor_USER. A run writes nothing o
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from torch import nn
+
+from fastssl.engine.console import Console
 
 _HEADERS = "precompiled_headers"
 
@@ -24,6 +29,20 @@ def missing_for_compile() -> str | None:
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         return "the Python headers (python3-dev)"
     return None
+
+
+def compile_method(method: nn.Module, console: Console, *, whole: bool) -> None:
+    """Compile in place, so that keys keep their names. Not ``whole``: collectives stay eager."""
+    missing = missing_for_compile()
+    if missing is not None:
+        console.warn(f"--compile needs {missing}; going on without it, slower")
+        return
+    console.line("compiling (about half a minute) ...")
+    # Imported by the compiler, it warns of every machine without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(
+        lambda record: "No CUDA runtime is found" not in record.getMessage()
+    )
+    method.compile(fullgraph=whole, dynamic=False)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,8 @@ class TrainConfig:
     max_steps: int | None = None
     """Optimiser steps to run; wins over --epochs."""
     batch_size: int = 256
-    """Samples per step; each gives two views or more. Negatives come from this batch."""
+    """Samples per step; each gives two views or more. Negatives come from this batch. Under
+    torchrun each rank takes an equal part of it, and negatives still come from all of it."""
     accumulate: int = 1
     """Micro-batches whose gradients are summed per step. The negatives of each micro-batch are its
     own: accumulation saves memory but does not enlarge the contrastive batch."""
@@ -47,6 +48,8 @@ class TrainConfig:
     """Steps of linear warm-up before the cosine decay to zero."""
     precision: Precision = "auto"
     """auto: bf16 autocast on CUDA, fp32 on CPU."""
+    sync_bn: bool = False
+    """Under torchrun: batch normalisation over the samples of all ranks, as in one process."""
     compile: bool = False
     """Compile the training step with torch.compile."""
     seed: int = 0

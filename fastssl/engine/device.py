@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ def resolve_device(name: str) -> torch.device:
         ValueError: not a device, or a CUDA device that this machine does not have.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -26,6 +27,8 @@ def resolve_device(name: str) -> torch.device:
         ) from error
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, received {name!r}")
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # of torchrun: one each
     found = torch.cuda.device_count() if device.type == "cuda" else 0
     if device.type == "cuda" and (device.index or 0) >= found:
         raise ValueError(f"device: received {name!r}, but PyTorch sees {found} CUDA devices")

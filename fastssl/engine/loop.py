@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,21 +16,25 @@ from torch import Tensor, nn
 
 from fastssl.engine import checkpoint, monitors
 from fastssl.engine.checkpoint import CheckpointError
-from fastssl.engine.compiling import compile_caches, missing_for_compile
+from fastssl.engine.compiling import compile_caches, compile_method
 from fastssl.engine.config import TrainConfig, scaled_lr
 from fastssl.engine.console import Console
 from fastssl.engine.environment import arithmetic
 from fastssl.engine.faults import fault
 from fastssl.engine.guard import Guard
-from fastssl.engine.optim import build_optimizer, learning_rate
-from fastssl.engine.plan import accumulation_note, readout_interval, total_steps
+from fastssl.engine.optim import build_optimizer, learning_rate, named_state
+from fastssl.engine.plan import accumulation_note, readout_interval, total_steps, warmup_steps
 from fastssl.engine.progress import Progress, Stopwatch
 from fastssl.engine.protocols import BatchIterator, Readout, Source
+from fastssl.engine.ranks import ALONE, Ranks, prepare
 from fastssl.engine.readout import features_fn, observing, run_readouts
+from fastssl.engine.result import FitResult
+from fastssl.engine.resume import newest_usable, refuse_other_world, tell_other_arithmetic
 from fastssl.engine.run_folder import RunFolder
-from fastssl.engine.signals import EXIT_CODES, StopSignals
+from fastssl.engine.seeding import rng_state, set_rng_state
+from fastssl.engine.signals import StopSignals
 from fastssl.engine.sinks import JsonLines, Sink, last_values
-from fastssl.engine.state import capture, fingerprint, restore
+from fastssl.engine.state import capture, fingerprint, restore, set_extra
 from fastssl.engine.step import StepResult, TrainStep, place, place_views
 from fastssl.engine.trackers import open_trackers
 
@@ -39,31 +42,8 @@ _MONITORS_PER_RUN = 20
 _MONITORED_SAMPLES = 256
 # Early numbers say nothing: warnings start after this share of the run.
 _WARN_AFTER = 0.1
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a training came to. ``data_wait`` is a share, 0 to 1; throughput excludes step one."""
-
-    steps: int
-    total_steps: int
-    seconds: float
-    views_per_second: float
-    data_wait: float
-    skipped_steps: int
-    stopped_by: str
-    metrics: dict[str, float] = field(default_factory=dict)
-    readouts: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def finished(self) -> bool:
-        """Whether all planned steps were done."""
-        return self.steps == self.total_steps
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 128 + the signal that stopped the run."""
-        return EXIT_CODES[self.stopped_by]
+_STUCK_AFTER = 300  # steps: a healthy loss leaves its start late in a short run
+_SEEDS_APART = 1_000_003  # between the ranks' generators; data are keyed and do not use them
 
 
 def fit(
@@ -76,24 +56,27 @@ def fit(
     readouts: Sequence[Readout] = (),
     console: Console,
     stop: StopSignals,
+    ranks: Ranks = ALONE,
 ) -> FitResult:
     """Train ``method`` on ``source`` in place, from scratch or from the run's newest checkpoint.
 
-    ``stop`` (entered by the caller) ends it after the step in which a signal arrives.
+    ``stop`` (entered by the caller) ends it after the step in which a signal arrives. Each of
+    ``ranks`` calls it; ``run``, ``readouts`` and what ``console`` shows are the leader's.
 
     Raises:
         ValueError: settings that cannot be run, or a run whose checkpoints are all unusable.
         TrainingDiverged: ``max_bad_steps`` steps in a row were not finite.
         Exception: whatever the source raises, after the state was saved.
     """
-    total = total_steps(source, config)
+    total = total_steps(source, config, num_ranks=ranks.size)
     with contextlib.ExitStack() as stack:
         stack.enter_context(compile_caches(run.cache, compiling=config.compile))
-        training = _Training(method, source, config, total, run, device, readouts, console)
+        training = _Training(method, source, config, total, run, device, readouts, console, ranks)
         stack.callback(training.close)
         training.start()
+        stopped_by = ranks.any_of(stop.requested)
         progress = stack.enter_context(Progress(console, total=total, watch=training.watch))
-        while training.step < total and stop.requested is None:
+        while training.step < total and stopped_by is None:
             result = training.advance()
             training.log(result)
             training.monitor()
@@ -101,8 +84,9 @@ def fit(
             training.save_if_due()
             progress.show(training.step, training.loss)
             fault("loop.after_step")
+            stopped_by = ranks.any_of(stop.requested)
         training.save()
-        return training.finish(stop.requested or "end")
+        return training.finish(stopped_by or "end")
 
 
 class _Training:
@@ -118,11 +102,14 @@ class _Training:
         device: torch.device,
         readouts: Sequence[Readout],
         console: Console,
+        ranks: Ranks,
     ) -> None:
+        self.ranks = ranks
         self.method, self.source, self.config, self.total = method, source, config, total
         self.run, self.device, self.readouts, self.console = run, device, readouts, console
         self.watch = Stopwatch()
         self.began = time.perf_counter()
+        self.warmup = warmup_steps(config, total)
         self.seconds_before = 0.0
         self.step = 0
         self.saved_at = 0
@@ -133,48 +120,63 @@ class _Training:
         self.warned: set[str] = set()
         self.sinks: list[Sink] = []
         self.batches: BatchIterator | None = None
+        self.each_rng: list[dict] | None = None
 
     def start(self) -> None:
         """Build everything, go back to the newest checkpoint, open the data and the logs."""
         config = self.config
+        prepare(self.method, self.ranks, sync_bn=config.sync_bn, compiling=config.compile)
         place(self.method, self.device)
         self.method.train()
         self.optimizer = build_optimizer(self.method, config)
         self.guard = Guard(self.method, self.device)
         # Own seed, so that what the caller drew before (yardsticks, probes) does not matter.
-        torch.manual_seed(config.seed + 1)
-        self._snapshot()  # refuses a method whose state cannot be saved before time is spent
-        self._resume()
-        self._compile()
+        torch.manual_seed(config.seed + 1 + _SEEDS_APART * self.ranks.rank)
+        if self.ranks.leads:
+            with self.ranks.leading():
+                self._snapshot()  # refuses what cannot be saved before time is spent
+                self._resume()
+        if self.ranks.size > 1:
+            self._start_alike()
+        if config.compile:
+            compile_method(self.method, self.console, whole=self.ranks.size == 1)
         self.train_step = TrainStep(
-            self.method, self.optimizer, self.guard, device=self.device, precision=config.precision
-        )
+            self.method, self.optimizer, self.guard,
+            device=self.device, precision=config.precision, ranks=self.ranks,
+        )  # fmt: skip
+        if self.warmup != config.warmup_steps:
+            self.console.line(f"warm-up shortened to {self.warmup} of {self.total} steps")
         if config.accumulate > 1:
             self.console.line(f"negatives come {accumulation_note(config)}")
-        self.sinks.append(JsonLines(self.run.metrics_file, keep_through=self.step))
-        self.metrics, self.scores = last_values(self.run.metrics_file)
-        self.sinks += open_trackers(config, self.run, keep_through=self.step)
+        if self.ranks.leads:
+            self._open_logs()
         if self.step < self.total:
             self.batches = self.source.batches(
                 batch_size=config.batch_size,
                 seed=config.seed,
                 start_step=self.step * config.accumulate,
                 device=self.device,
+                shard=(self.ranks.rank, self.ranks.size),
             )
+
+    def _open_logs(self) -> None:
+        self.sinks.append(JsonLines(self.run.metrics_file, keep_through=self.step))
+        self.metrics, self.scores = last_values(self.run.metrics_file)
+        self.sinks += open_trackers(self.config, self.run, keep_through=self.step)
 
     def advance(self) -> StepResult:
         """Fetch the data of one step and train on it."""
         config = self.config
         self.views = ()  # the last batch need not live beside this one
         with self.watch.training():
-            micro = [self._fetch() for _ in range(config.accumulate)]
+            micro = self._fetch()
             lr = learning_rate(
-                self.step, peak=scaled_lr(config), total=self.total, warmup=config.warmup_steps
+                self.step, peak=scaled_lr(config), total=self.total, warmup=self.warmup
             )
             result = self.train_step(micro, step=self.step, lr=lr)
             self.lr = lr
             self.views = micro[-1]
-            self.watch.views += sum(len(v) for views in micro for v in views)
+            self.watch.views += self.ranks.size * sum(len(v) for m in micro for v in m)
             self.step += 1
             # On the CPU reading the counters is free; on CUDA it would make every step wait.
             if self.device.type == "cpu" or self._due(config.log_every):
@@ -208,7 +210,7 @@ class _Training:
 
     def monitor(self) -> None:
         """Twenty times per run: collapse monitors on the current batch."""
-        if not self._due(max(1, self.total // _MONITORS_PER_RUN)):
+        if not self.ranks.leads or not self._due(max(1, self.total // _MONITORS_PER_RUN)):
             return
         with observing(self.method, self.device):
             look = features_fn(self.method, device=self.device, precision=self.config.precision)
@@ -218,6 +220,7 @@ class _Training:
         if self.step < _WARN_AFTER * self.total:
             return
         ratio = {k: v for k, v in self.metrics.items() if k == "loss_over_chance"}
+        ratio = ratio if self.step >= _STUCK_AFTER else {}
         for name, advice in monitors.warnings(values | ratio).items():
             if name not in self.warned:
                 self.warned.add(name)
@@ -240,15 +243,19 @@ class _Training:
             self.save()
 
     def save(self) -> None:
-        """A checkpoint now, unless this step has one. A failure is told and survived."""
-        if self.step == self.saved_at:
+        """A checkpoint now, unless this step has one. A failure is told and survived.
+
+        All ranks call it together: each gives its random state, the leader writes.
+        """
+        each = self.ranks.gather(rng_state(self.device)) if self.ranks.size > 1 else None
+        if self.step == self.saved_at or not self.ranks.leads:
             return
         try:
             for sink in self.sinks:
                 sink.flush()
             checkpoint.save(
                 self.run.checkpoints,
-                self._snapshot(),
+                self._snapshot(each),
                 step=self.step,
                 keep=self.config.keep_checkpoints,
             )
@@ -287,40 +294,31 @@ class _Training:
         for sink in self.sinks:
             sink.close()
 
-    def _fetch(self) -> tuple[Tensor, ...]:
+    def _fetch(self) -> list[tuple[Tensor, ...]]:
+        """The micro-batches of one step. Where a rank's data fail all ranks save and stop."""
         assert self.batches is not None
+        failure: Exception | None = None
+        micro = []
         try:
-            with self.watch.waiting():
-                batch = next(self.batches)
+            for _ in range(self.config.accumulate):
+                with self.watch.waiting():
+                    micro.append(tuple(next(self.batches).views))
         except Exception as error:
-            self.save()
-            self.console.warn(
-                f"the data source failed at step {self.step}: {error}; the state is saved at step "
-                f"{self.saved_at}, continue with --out {self.run.path} --resume"
-            )
-            raise
-        return place_views(tuple(batch.views), self.device)
+            failure = error
+        if not self.ranks.any(failure is not None):
+            return [place_views(views, self.device) for views in micro]
+        self.save()
+        failure = failure or RuntimeError("that of another rank")
+        self.console.warn(
+            f"the data source failed at step {self.step}: {failure}; the state is saved at step "
+            f"{self.saved_at}, continue with --out {self.run.path} --resume"
+        )
+        raise failure
 
     def _resume(self) -> None:
-        """Go back to the newest checkpoint that is intact and fits; name each that does not."""
-        folder = self.run.checkpoints
-        checkpoint.clean(folder)
-        refused = 0
-        for step, path in checkpoint.newest_first(folder):
-            try:
-                self._load(step, path)
-                self.console.line(f"resumed from step {step} of {self.total}")
-                return
-            except CheckpointError as error:
-                refused += 1
-                self.console.warn(f"checkpoint refused: {error}; trying the one before it")
-                checkpoint.set_aside(path)
-        if refused:
-            raise CheckpointError(
-                f"resume: none of the {refused} checkpoints in {folder} could be used (kept there "
-                "as refused-*); start anew with --overwrite"
-            )
-        if self.config.resume:
+        if newest_usable(self.run.checkpoints, self._load, self.console) is not None:
+            self.console.line(f"resumed from step {self.step} of {self.total}")
+        elif self.config.resume:
             self.console.line("nothing to resume yet: starting at step 0")
 
     def _load(self, step: int, path: Path) -> None:
@@ -328,6 +326,7 @@ class _Training:
         state = snapshot.state
         if state.get("settings") != fingerprint(self.run.identity()) or step > self.total:
             raise CheckpointError(f"{path.name}: made with other settings than config.yaml")
+        refuse_other_world(state, self.ranks.size)
         counters = state.get("guard")
         if not isinstance(counters, dict) or counters.keys() != self.guard.counters().keys():
             raise CheckpointError(f"{path.name}: state.json has no guard counters")
@@ -335,15 +334,26 @@ class _Training:
         self.guard.set_counters(counters)
         self.seconds_before = float(state["wall"]["seconds"])
         self.step = self.saved_at = step
-        before, now = state["arithmetic"], arithmetic(self.device)
-        for name in now:
-            if before.get(name) != now[name]:
-                self.console.warn(
-                    f"resume: {name} was {before.get(name)}, is {now[name]}: the run continues, "
-                    "but not bit for bit as it would have"
-                )
+        self.each_rng = state.get("ranks")
+        tell_other_arithmetic(state["arithmetic"], self.device, self.console)
 
-    def _snapshot(self) -> checkpoint.Snapshot:
+    def _start_alike(self) -> None:
+        """All ranks where the leader is: tensors, counters, each with its own random state."""
+        if self.ranks.leads:
+            snapshot = self._snapshot()
+            facts = {"step": self.step, "guard": snapshot.state["guard"], "rng": self.each_rng}
+            self.ranks.tell({**facts, "extra": snapshot.state["extra"]})
+        else:
+            facts = self.ranks.told()
+            self.step = self.saved_at = facts["step"]
+            self.guard.set_counters(facts["guard"])
+            set_extra(self.method, facts["extra"])
+            if facts["rng"] is not None:
+                set_rng_state(facts["rng"][self.ranks.rank], self.device)
+        self.ranks.share({k: v for k, v in self.method.state_dict().items() if torch.is_tensor(v)})
+        self.ranks.share(named_state(self.optimizer, self.method))
+
+    def _snapshot(self, each_rng: list[dict] | None = None) -> checkpoint.Snapshot:
         state = {
             "step": self.step,
             "total_steps": self.total,
@@ -352,17 +362,9 @@ class _Training:
             "guard": self.guard.counters(),
             "arithmetic": arithmetic(self.device),
             "wall": {"seconds": self._seconds()},
+            **({} if each_rng is None else {"ranks": each_rng}),
         }
         return capture(self.method, self.optimizer, device=self.device, state=state)
-
-    def _compile(self) -> None:
-        if not self.config.compile:
-            return
-        missing = missing_for_compile()
-        if missing is not None:
-            self.console.warn(f"--compile needs {missing}; going on without it, slower")
-            return
-        self.method.compile(fullgraph=True, dynamic=False)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.total

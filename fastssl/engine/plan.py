@@ -22,13 +22,19 @@ _STATE_COPIES = {"adamw": 2, "sgd": 1, "lars": 1}
 def check(config: TrainConfig) -> None:
     """Raise ValueError, naming the setting, for values that no run can have."""
     at_least = {
-        **{"batch_size": 1, "accumulate": 1, "save_every": 1, "log_every": 1, "image_size": 1},
+        **{"batch_size": 2, "accumulate": 1, "save_every": 1, "log_every": 1, "image_size": 1},
         **{"keep_checkpoints": 2, "max_bad_steps": 1, "readout_every": 0, "warmup_steps": 0},
-        **{"workers": 0},
+        **{"workers": 0, "seed": 0},
     }
     for name, least in at_least.items():
         if getattr(config, name) < least:
             raise ValueError(f"{name}: expected at least {least}, received {getattr(config, name)}")
+    if config.seed >= 1 << 63:
+        raise ValueError(f"seed: expected 0 to 2**63 - 1, received {config.seed}")
+    if config.max_bad_files is not None and not 0 <= config.max_bad_files <= 1:
+        raise ValueError(
+            f"max_bad_files: expected a fraction, 0 to 1, received {config.max_bad_files:g}"
+        )
     for name in ("epochs", "max_steps"):
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -39,13 +45,19 @@ def check(config: TrainConfig) -> None:
         raise ValueError(f"weight_decay: expected zero or more, received {config.weight_decay}")
 
 
-def total_steps(source: Source, config: TrainConfig) -> int:
+def total_steps(source: Source, config: TrainConfig, *, num_ranks: int = 1) -> int:
     """Optimiser steps of the whole run.
 
     Raises:
-        ValueError: neither epochs nor max_steps is set, or the data do not fill one batch.
+        ValueError: neither epochs nor max_steps is set, the data do not fill one batch, or a batch
+            cannot be shared evenly by ``num_ranks``.
     """
     check(config)
+    if config.batch_size % num_ranks:
+        raise ValueError(
+            f"batch_size: {config.batch_size} samples are not shared evenly by {num_ranks} ranks; "
+            f"give --batch-size {-(-config.batch_size // num_ranks) * num_ranks}"
+        )
     per_epoch = source.steps_per_epoch(config.batch_size)
     if per_epoch < 1:
         raise ValueError(
@@ -69,10 +81,16 @@ def resolved(config: TrainConfig, *, source: Source, device: torch.device) -> di
         "total_steps": steps,
         "epochs": round(steps * samples / source.num_samples, 4),
         "lr_after_scaling": scaled_lr(config),
+        "warmup_steps": warmup_steps(config, steps),
         "readout_every": readout_interval(config, steps),
         "samples": source.num_samples,
         "views_per_step": samples * source.num_views,
     }
+
+
+def warmup_steps(config: TrainConfig, steps: int) -> int:
+    """Steps of warm-up: as set, or a tenth of a run that would not outlast them."""
+    return config.warmup_steps if config.warmup_steps < steps else steps // 10
 
 
 def readout_interval(config: TrainConfig, steps: int) -> int:
@@ -153,7 +171,7 @@ def plan_lines(
         "views per step": f"{samples * source.num_views:,} ({samples:,} samples x "
         f"{source.num_views} views)",
         "lr after scaling": f"{scaled_lr(config):.4g} ({config.lr:g} x {samples} / 256), "
-        f"{config.optimizer}, {config.warmup_steps} warm-up steps, cosine to 0",
+        f"{config.optimizer}, {warmup_steps(config, steps)} warm-up steps, cosine to 0",
         "memory estimate": f"{memory.total / 2**20:,.0f} MiB (weights "
         f"{memory.weights / 2**20:.0f}, gradients {memory.gradients / 2**20:.0f}, optimiser "
         f"{memory.optimizer / 2**20:.0f}, activations {memory.activations / 2**20:,.0f})",

@@ -37,8 +37,16 @@ class Source(Protocol):
     def steps_per_epoch(self, batch_size: int) -> int: ...
 
     def batches(
-        self, *, batch_size: int, seed: int, start_step: int, device: torch.device
-    ) -> BatchIterator: ...
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        device: torch.device,
+        shard: tuple[int, int] = (0, 1),
+    ) -> BatchIterator:
+        """Batches of ``batch_size``; of each the part ``shard`` = (rank, number of ranks)."""
+        ...
 
     def report(self) -> dict:
         """What was skipped: ``{"skipped": [{"path": ..., "reason": ...}, ...]}``."""

@@ -110,10 +110,7 @@ def open_run(settings: dict, *, name: str) -> RunFolder:
     """
     settings = json.loads(json.dumps(settings))  # fresh plain objects: YAML without aliases
     train = settings["train"]
-    if train["resume"] and train["overwrite"]:
-        raise ValueError("resume, overwrite: choose one of --resume and --overwrite")
-    if train["out"] is None and train["resume"]:
-        raise ValueError("resume: say which run with --out DIR")
+    _refuse_contradictions(train)
     if train["out"] is None:
         path, made = _next_free(Path("runs"), name)
     else:
@@ -130,19 +127,40 @@ def open_run(settings: dict, *, name: str) -> RunFolder:
     return RunFolder(path, settings=settings, resuming=resuming, lock=lock, made=made)
 
 
+def check_out(settings: dict) -> None:
+    """What ``open_run`` would refuse, found out without touching anything; and a resume of nothing.
+
+    A folder in which a start was killed is no such nothing: the same command may be repeated.
+    """
+    train = settings["train"]
+    _refuse_contradictions(train)
+    if train["out"] is None:
+        _refuse_closed(Path("runs"))
+        return
+    path = Path(train["out"])
+    _refuse_foreign(path)
+    if train["resume"] and not (path.exists() and any(path.iterdir())):
+        raise ValueError(f"resume: there is no run in {path}; leave out --resume to start one")
+    _refuse_closed(path)
+    if _holds_run(path):
+        _refuse_occupied(path, json.loads(json.dumps(settings)))
+
+
 def read_settings(path: Path) -> dict:
     """config.yaml of the run in ``path``, as plain values. Raises ValueError if there is none."""
     file = path / "config.yaml"
     if not _holds_run(path):
+        _refuse_damaged(path)
         raise ValueError(f"run: {path} holds no fastssl run (no config.yaml made by fastssl.train)")
     try:
         text = file.read_text(encoding="utf-8")
         _refuse_bombs(text)
         settings = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"run: {file} is damaged: {str(error)[:200]}") from error
+        why = str(error)[:200]
+        raise ValueError(f"run: {file} is damaged: {why}{_still_there(path)}") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("train"), dict):
-        raise ValueError(f"run: {file} is damaged: no `train` section")
+        raise ValueError(f"run: {file} is damaged: no `train` section{_still_there(path)}")
     return settings
 
 
@@ -164,11 +182,28 @@ def _holds_run(path: Path) -> bool:
         return stream.read(len(_MARK)) == _MARK.encode()
 
 
+def _refuse_contradictions(train: dict) -> None:
+    if train["resume"] and train["overwrite"]:
+        raise ValueError("resume, overwrite: choose one of --resume and --overwrite")
+    if train["out"] is None and train["resume"]:
+        raise ValueError("resume: say which run with --out DIR")
+
+
+def _refuse_closed(path: Path) -> None:
+    """``path``, or the nearest folder above it that exists, must be one that can be written."""
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"out: {path} cannot be made: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"out: {path} cannot be written: no permission in {nearest}")
+
+
 def _refuse_foreign(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"out: {path} is a file; give a folder")
     if not path.exists() or _holds_run(path):
         return
+    _refuse_damaged(path)
     names = [entry.name for entry in path.iterdir()]
     # A start that was killed before it wrote config.yaml leaves its lock and perhaps its cache.
     ours = {_LOCK, "cache"} if _LOCK in names else set()
@@ -178,6 +213,28 @@ def _refuse_foreign(path: Path) -> None:
             f"out: {path} is not empty and holds no fastssl run (found {', '.join(foreign[:3])}); "
             "give a new folder. Nothing was touched."
         )
+
+
+def _refuse_damaged(path: Path) -> None:
+    """A folder with checkpoints or an export was a run, whatever has become of config.yaml."""
+    left = _still_there(path)
+    if not left or not any((path / name).exists() for name in (_LOCK, "metrics.jsonl")):
+        return
+    state = "damaged" if (path / "config.yaml").exists() else "missing"
+    raise ValueError(f"run: {path / 'config.yaml'} is {state}{left}")
+
+
+def _still_there(path: Path) -> str:
+    """The end of a message about a lost config.yaml; empty where nothing else is left."""
+    found = [sorted(path.glob(of)) for of in ("checkpoints/[!.]*", "export/*.safetensors")]
+    left = [str(entries[-1].relative_to(path)) for entries in found if entries]
+    if not left:
+        return ""
+    left += [name for name in ("metrics.jsonl", "train.log") if (path / name).is_file()]
+    return (
+        f"; still there: {', '.join(left)}. Put a copy of config.yaml back to go on, or start "
+        "anew in another folder. Nothing was touched"
+    )
 
 
 def _locked(path: Path) -> int:
@@ -208,20 +265,23 @@ def _is_current(lock: int, file: Path) -> bool:
 
 def _claim(path: Path, settings: dict) -> bool:
     """Refuse or accept what is in the (locked) folder; True if a run is continued."""
-    train = settings["train"]
     for leftover in path.glob(f"{TEMPORARY}*"):
         leftover.unlink()
     if not _holds_run(path):
         return False
+    _refuse_occupied(path, settings)
+    return bool(settings["train"]["resume"])
+
+
+def _refuse_occupied(path: Path, settings: dict) -> None:
+    train = settings["train"]
     if train["resume"]:
         _refuse_changes(path, settings)
-        return True
-    if not train["overwrite"]:
+    elif not train["overwrite"]:
         raise ValueError(
             f"out: {path} already holds a run; continue it with --resume, replace it with "
             "--overwrite, or give another --out"
         )
-    return False
 
 
 def _delete_run(path: Path) -> None:

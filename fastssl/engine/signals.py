@@ -21,7 +21,10 @@ class Stopped(Exception):
 class StopSignals:
     """Context in which ``requested`` turns from None to the name of the signal that arrived."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, launched: bool = False) -> None:
+        # A launcher repeats to its ranks what the terminal has told them already, and ends them by
+        # SIGKILL if they take too long: there a second signal means nothing.
+        self._launched = launched
         self.requested: str | None = None
         self._before: dict[signal.Signals, object] = {}
 
@@ -39,6 +42,8 @@ class StopSignals:
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
+        if self._launched:
+            return
         # The kernel's own action, so that the second one works even inside a long C++ call.
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)

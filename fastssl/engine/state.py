@@ -64,8 +64,13 @@ def restore(
         for live, saved in ((tensors, snapshot.model), (optim, snapshot.optim)):
             for name, tensor in live.items():
                 tensor.copy_(saved[name])
+    set_extra(method, saved_extra)
+
+
+def set_extra(method: nn.Module, extra: dict) -> None:
+    """Give every module back what its ``get_extra_state`` returned."""
     modules = dict(method.named_modules())
-    for key, value in saved_extra.items():
+    for key, value in extra.items():
         modules[key.removesuffix("_extra_state").rstrip(".")].set_extra_state(value)
 
 

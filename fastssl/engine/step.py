@@ -7,6 +7,7 @@ are not shared.
 # shapes: N batch, C channels, S side
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from fastssl.engine.config import Precision
 from fastssl.engine.device import autocast
 from fastssl.engine.guard import Guard
 from fastssl.engine.optim import set_learning_rate
+from fastssl.engine.ranks import ALONE, Ranks, averaged
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,11 @@ class TrainStep:
         *,
         device: torch.device,
         precision: Precision,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._method = method
+        self._ranks = ranks
+        self._forward = averaged(method, ranks)
         self._optimizer = optimizer
         self._guard = guard
         self._device = device
@@ -56,13 +61,15 @@ class TrainStep:
         share = 1.0 / len(batches)
         total = torch.zeros((), device=self._device)
         sums: dict[str, Tensor] = {}
-        for views in batches:
-            with autocast(self._precision, self._device):
-                loss, metrics = self._method(views)
-            (loss * share).backward()
+        for position, views in enumerate(batches):
+            with self._averaging(position == len(batches) - 1):
+                with autocast(self._precision, self._device):
+                    loss, metrics = self._forward(views)
+                (loss * share).backward()
             total = total + loss.detach() * share
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * share
+        total, sums = self._of_all_ranks(total, sums)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         bad = self._guard.judge(total, norm)
         self._update(bad, lr)
@@ -71,6 +78,18 @@ class TrainStep:
             after_step(step)
         self._guard.undo(bad)
         return StepResult(loss=total, grad_norm=norm, metrics=sums)
+
+    def _averaging(self, last: bool) -> contextlib.AbstractContextManager:
+        """Gradients travel once per step, with the last micro-batch."""
+        quiet = getattr(self._forward, "no_sync", None)
+        return contextlib.nullcontext() if last or quiet is None else quiet()
+
+    def _of_all_ranks(self, loss: Tensor, metrics: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """Means over the ranks, on which all of them judge the step alike."""
+        if self._ranks.size == 1:
+            return loss, metrics
+        means = self._ranks.mean({"": loss, **metrics})
+        return means.pop("").to(loss.dtype), means
 
     def _update(self, bad: Tensor, lr: float) -> None:
         set_learning_rate(self._optimizer, lr)

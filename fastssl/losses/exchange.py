@@ -142,5 +142,6 @@ class Ring:
 def _all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """(W * n, ...) of equal (n, ...) from every rank."""
     out = x.new_empty(dist.get_world_size(group) * x.shape[0], *x.shape[1:])
-    dist.all_gather_into_tensor(out, x, group=group)
+    into_one = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    into_one(out, x, group=group)  # the first is the second's name from torch 2.14 on
     return out

@@ -28,6 +28,10 @@ class SimCLR(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: SimCLRConfig) -> None:
         super().__init__()
+        if not 0 < config.temperature < math.inf:
+            raise ValueError(
+                f"simclr: temperature must be positive, received {config.temperature:g}"
+            )
         self.backbone = backbone
         self.projector = projector(int(backbone.num_features), config.projector_dims)  # type: ignore[arg-type]
         self.loss = NTXentLoss(config.temperature)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +15,16 @@ import torch
 from torch import nn
 
 from fastssl.data.sources import open_source
-from fastssl.engine.config import as_plain
+from fastssl.engine.config import TrainConfig, as_plain
 from fastssl.engine.console import Console
 from fastssl.engine.device import resolve_device
 from fastssl.engine.export import Card, Score, export_backbone
 from fastssl.engine.guard import TrainingDiverged
 from fastssl.engine.loop import fit
 from fastssl.engine.plan import check, plan_lines, rehearse, resolved, total_steps
+from fastssl.engine.ranks import LeaderFailed, Ranks, joined
 from fastssl.engine.readout import run_readouts
-from fastssl.engine.run_folder import RunFolder, open_run
+from fastssl.engine.run_folder import RunFolder, check_out, open_run
 from fastssl.engine.seeding import seed_everything
 from fastssl.engine.signals import EXIT_CODES, Stopped, StopSignals
 from fastssl.engine.trackers import check_trackers
@@ -31,7 +33,7 @@ from fastssl.methods import METHODS
 from fastssl.nn.backbones import build_backbone
 from fastssl.nn.snippet import loading_snippet
 from fastssl.recipes.assess import append_record, make_record, recorded_by
-from fastssl.recipes.catalogue import data_kind
+from fastssl.recipes.catalogue import default_run, short_name
 from fastssl.recipes.readouts import FeaturesFn, Readout, make_readout, pixels, usual_kind
 from fastssl.recipes.run import Run
 
@@ -55,7 +57,9 @@ class Parts:
 
 def plan(run: Run) -> list[str]:
     """What ``train`` would do, line by line. Writes nothing, and only glances at a large folder."""
-    parts = build(run, cache_dir=None, scan_budget_s=GLANCE_S)
+    check_out(as_plain(run))
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    parts = validated(run, cache_dir=None, num_ranks=size, scan_budget_s=GLANCE_S)
     lines = plan_lines(
         run.train,
         source=parts.source,
@@ -74,15 +78,23 @@ def plan(run: Run) -> list[str]:
 
 
 def train(run: Run) -> int:
-    """Train, export, score and report; returns the exit status."""
+    """Train, export, score and report; returns the exit status. Under torchrun, with all ranks."""
+    with joined(resolve_device(run.train.device)) as ranks:
+        return _lead(run, ranks) if ranks.leads else _follow(run, ranks)
+
+
+def _lead(run: Run, ranks: Ranks) -> int:
+    """The whole run, or rank 0 of it: what is written, shown and scored happens here."""
     console = Console()
-    name = f"{run.train.method}-{data_kind(run.train.data)}"
+    name = f"{run.train.method}-{short_name(run.train.data)}"
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignals())
+        stop = stack.enter_context(StopSignals(launched=ranks.size > 1))
         stack.enter_context(console.hearing("fastssl"))
-        folder = stack.enter_context(open_run(as_plain(run), name=name))
+        with ranks.leading():
+            check_out(as_plain(run))
+            folder = stack.enter_context(open_run(as_plain(run), name=name))
         try:
-            return _train(run, folder, console, stop)
+            return _train(run, folder, console, stop, ranks)
         except TrainingDiverged as error:
             raise ValueError(str(error)) from error
         except Stopped as stopped:
@@ -90,14 +102,16 @@ def train(run: Run) -> int:
             return EXIT_CODES[str(stopped)]
 
 
-def _train(run: Run, folder: RunFolder, console: Console, stop: StopSignals) -> int:
-    parts = validated(run, cache_dir=folder.cache)
-    stop.check()
-    folder.begin(resolved(run.train, source=parts.source, device=parts.device))
-    console.attach(folder.log_file)
-    parts = with_readout(parts, console)
-    live = [parts.final.first(**LIVE)] if parts.final else []
-    untrained = score(parts, stop)
+def _train(run: Run, folder: RunFolder, console: Console, stop: StopSignals, ranks: Ranks) -> int:
+    with ranks.leading():
+        parts = validated(run, cache_dir=folder.cache, num_ranks=ranks.size)
+        stop.check()
+        folder.begin(resolved(run.train, source=parts.source, device=parts.device))
+        console.attach(folder.log_file)
+        parts = with_readout(parts, console)
+        live = [parts.final.first(**LIVE)] if parts.final else []
+        untrained = score(parts, stop)
+    ranks.tell(folder.settings)
     result = fit(
         parts.method,
         parts.source,
@@ -107,20 +121,60 @@ def _train(run: Run, folder: RunFolder, console: Console, stop: StopSignals) -> 
         readouts=live,
         console=console,
         stop=stop,
+        ranks=ranks,
     )
     if result.finished:
         report(parts, folder, result.steps, untrained=untrained, console=console, stop=stop)
     return result.exit_code
 
 
-def validated(run: Run, *, cache_dir: Path) -> Parts:
+def _follow(run: Run, ranks: Ranks) -> int:
+    """Any other rank: trains on its part, writes nothing and says nothing."""
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals(launched=True))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        silent = Console(stack.enter_context(open(os.devnull, "w", encoding="utf-8")))
+        stack.enter_context(silent.hearing("fastssl"))
+        try:
+            settings = ranks.told()
+            lock = os.open(os.devnull, os.O_RDONLY)
+            folder = RunFolder(scratch, settings=settings, resuming=False, lock=lock, made=[])
+            parts = build(run, cache_dir=None)
+            result = fit(
+                parts.method,
+                parts.source,
+                run.train,
+                run=stack.enter_context(folder),
+                device=parts.device,
+                console=silent,
+                stop=stop,
+                ranks=ranks,
+            )
+        except (LeaderFailed, TrainingDiverged):
+            return EXIT_CODES[stop.requested] if stop.requested else 2  # rank 0 has said why
+        return result.exit_code
+
+
+def validated(
+    run: Run, *, cache_dir: Path | None, num_ranks: int, scan_budget_s: float | None = None
+) -> Parts:
     """``build``, and everything else that can be refused before anything is written."""
     check(run.train)
     check_trackers(run.train)
-    parts = build(run, cache_dir=cache_dir)
-    total_steps(parts.source, run.train)
+    parts = build(run, cache_dir=cache_dir, scan_budget_s=scan_budget_s)
+    _refuse_long_warmup(run.train, total_steps(parts.source, run.train, num_ranks=num_ranks))
     rehearse(parts.method, parts.source)
     return parts
+
+
+def _refuse_long_warmup(config: TrainConfig, steps: int) -> None:
+    """The recipe's own warm-up is shortened with the run; one that was asked for is not."""
+    usual = default_run(config.method, config.data).train.warmup_steps
+    if config.warmup_steps not in (0, usual) and config.warmup_steps >= steps:
+        raise ValueError(
+            f"warmup_steps: expected 0 to {steps - 1} for a run of {steps} steps, received "
+            f"{config.warmup_steps}"
+        )
 
 
 def _how_to_go_on(folder: RunFolder) -> str:
@@ -213,9 +267,24 @@ def report(
     stop: StopSignals,
 ) -> None:
     """Score, export, and tell how good it is, where it lies and what to type next."""
-    config = parts.run.train
     metrics = score(parts, stop)
     told = _scores(parts.final, metrics, untrained, stop)
+    try:
+        _keep(parts, folder, steps, metrics)
+    except OSError as error:
+        file = error.filename or folder.export
+        raise OSError(
+            f"step {steps}: the training is done and saved, but {file} could not be written "
+            f"({error.strerror or error}); make room and {_how_to_go_on(folder)}"
+        ) from error
+    _tell_skipped(parts.source.report()["skipped"], console)
+    for line in [*told, *_next(folder, parts.final)]:
+        console.line(line)
+
+
+def _keep(parts: Parts, folder: RunFolder, steps: int, metrics: dict[str, float]) -> None:
+    """The record of the score and the exported encoder with its card."""
+    config = parts.run.train
     scores = []
     if parts.final is not None:
         record = make_record(parts.final, metrics, run=parts.run, data=config.data, by=BY)
@@ -234,9 +303,6 @@ def report(
         scores=scores,
     )
     export_backbone(folder, parts.method.backbone, card=card)  # type: ignore[arg-type]
-    _tell_skipped(parts.source.report()["skipped"], console)
-    for line in [*told, *_next(folder, parts.final)]:
-        console.line(line)
 
 
 def _scores(

@@ -35,11 +35,15 @@ def evaluate(
     workers: int,
     **voting: Any,
 ) -> dict[str, Any]:
-    """Score the encoder of the run in ``folder``, and append the record to its ``RECORDS``.
+    """Score the encoder of the run in ``folder``; ``append_record`` keeps what it returns.
 
     kind: "knn", "linear" or "ridge"; voting: k and temperature of kNN. Raises ValueError for a
     folder that is no run, a damaged export, or labels that do not fit.
     """
+    counts = {"train-images": train_images, "test-images": test_images, "k": voting.get("k")}
+    for flag, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"--{flag}: expected at least 1, received {count}")
     run = read_run(folder)
     backbone = load_backbone(folder, run)
     data = data or run.train.data
@@ -53,9 +57,7 @@ def evaluate(
     readout = make_readout(source, kind, train_limit=train_images, test_limit=test_images, **voting)
     with torch.no_grad():
         metrics = dict(readout(encoder(backbone, where)))
-    record = make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate")
-    append_record(folder, record)
-    return record
+    return make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate")
 
 
 def load_backbone(folder: Path, run: Run) -> nn.Module:

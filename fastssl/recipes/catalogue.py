@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 from fastssl.recipes import simclr
 from fastssl.recipes.run import Run, method_config
@@ -17,6 +19,13 @@ RECIPES: dict[tuple[str, str], Callable[[], Run]] = {
 def data_kind(data: str) -> str:
     """ "spirograph", or "folder" for anything that must be a path."""
     return data if any(data == kind for _, kind in RECIPES) and data != "folder" else "folder"
+
+
+def short_name(data: str) -> str:
+    """What ``data`` is called in the name of a run folder: "spirograph", or the folder's own."""
+    if data_kind(data) != "folder":
+        return data
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(data).absolute().name).strip("-.") or "folder"
 
 
 def default_run(method: str, data: str) -> Run:

@@ -78,7 +78,7 @@ def make_readout(
     *,
     train_limit: int | None,
     test_limit: int | None,
-    k: int = 20,
+    k: int | None = None,
     temperature: float = 0.07,
 ) -> Readout:
     """The readout ``kind`` of a source. ValueError where its labels do not fit or are missing."""
@@ -92,7 +92,9 @@ def make_readout(
         raise ValueError(
             f"{kind}: {source.name} has {train.task} targets; use {' or '.join(fitting)}"
         )
-    k = min(k, len(train.target))
+    if k is not None and not 1 <= k <= len(train.target):
+        raise ValueError(f"--k: expected 1 to {len(train.target)} (train images), received {k}")
+    k = min(20, len(train.target)) if k is None else k
     return Readout(kind=kind, train=train, test=test, k=k, temperature=temperature)
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from fastssl.evaluate import main as evaluate
 from fastssl.recipes import assemble
 from fastssl.recipes.assess import RECORDS
 from fastssl.train import main
@@ -28,14 +29,22 @@ from fastssl.train import main
         (["--wandb"], 'pip install "fastssl[wandb]"'),
         (["--trackio"], 'pip install "fastssl[trackio]"'),
         (["--tensorboard"], "fastssl[tensorboard]"),
+        (["--batch-size", "1"], "batch_size: expected at least 2"),
+        (["--temperature", "-1"], "temperature must be positive, received -1"),
+        (["--warmup-steps", "50", "--max-steps", "20"], "warmup_steps: expected 0 to 19"),
+        (["--max-bad-files", "2"], "max_bad_files: expected a fraction, 0 to 1"),
+        (["--max-bad-files", "-1"], "max_bad_files: expected a fraction, 0 to 1"),
+        (["--seed", "-1"], "seed: expected at least 0"),
+        (["--seed", str(2**63)], "seed: expected 0 to 2**63 - 1"),
     ],
 )
 @pytest.mark.parametrize("out", ["r1", None])
-def test_a_failed_start_leaves_nothing_behind(flags, told, out, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("how", [[], ["--dry-run"]], ids=["start", "dry-run"])
+def test_a_failed_start_leaves_nothing_behind(flags, told, out, how, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for package in ("wandb", "trackio", "torch.utils.tensorboard"):
         monkeypatch.setitem(__import__("sys").modules, package, None)
-    assert main([*flags, *(["--out", out] if out else [])]) == 2
+    assert main([*flags, *how, *(["--out", out] if out else [])]) == 2
     assert told in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -47,6 +56,61 @@ def test_a_folder_with_too_few_good_images_leaves_nothing_behind(tmp_path, monke
     assert main(["--data", "photos", "--out", "r1"]) == 2
     assert "text.png" in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize("how", [[], ["--dry-run"]], ids=["start", "dry-run"])
+@pytest.mark.parametrize(
+    ("out", "flags", "told"),
+    [
+        ("a_file", [], "a_file is a file"),
+        ("a_file/run", [], "a_file is a file"),
+        ("photos", [], "not empty and holds no fastssl run"),
+        ("missing", ["--resume"], "resume: there is no run in missing"),
+        ("empty", ["--resume"], "resume: there is no run in empty"),
+        ("run", [], "already holds a run"),
+        ("run", ["--resume", "--lr", "7"], "made with other settings"),
+        ("run", ["--resume", "--overwrite"], "choose one of"),
+    ],
+)
+def test_a_dry_run_refuses_the_folders_that_a_start_refuses(
+    out, flags, told, how, finished_run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(finished_run)
+    (tmp_path / "a_file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.png").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["--out", out, *flags, *how]) == 2
+    assert told in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93\xff\x00 random", b"# fastssl run\n{", None])
+def test_a_damaged_config_is_called_damaged_with_what_is_left(
+    content, finished_run, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "config.yaml").unlink()
+    if content is not None:
+        (run / "config.yaml").write_bytes(content)
+    for command in (
+        lambda: main(["--out", str(run), "--resume"]),
+        lambda: main(["--out", str(run)]),
+        lambda: evaluate(["ridge", "--run", str(run)]),
+    ):
+        assert command() == 2
+        told = capsys.readouterr().err
+        if content == b"# fastssl run\n{" and "already holds" in told:
+            continue  # marked as a run, and not read
+        assert "missing" in told if content is None else "damaged" in told
+        assert "still there: checkpoints/" in told and "backbone.safetensors" in told
+
+
+def test_the_recipes_warm_up_is_shortened_with_the_run(finished_run):
+    assert "warm-up shortened to 0 of 6 steps" in (finished_run / "train.log").read_text()
 
 
 def test_a_failed_overwrite_keeps_the_old_run(finished_run, tmp_path):
@@ -128,3 +192,18 @@ def test_a_run_from_another_device_is_resumed_and_says_where_it_runs_now(finishe
     assert yaml.safe_load(config.read_text())["resolved"]["device"] == "cuda:3"
     assert main(["--resume", "--out", str(run)]) == 0
     assert yaml.safe_load(config.read_text())["resolved"] == before
+
+
+def test_a_full_disk_at_the_export_is_told_with_step_file_and_what_next(
+    train, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", str(run / "export" / "backbone.safetensors"))
+
+    monkeypatch.setattr(assemble, "export_backbone", full)
+    assert train("--out", run) == 2
+    told = capsys.readouterr().err
+    for part in ("step 6", "backbone.safetensors", "No space left", f"--out {run} --resume"):
+        assert part in told

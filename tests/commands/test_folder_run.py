@@ -96,6 +96,34 @@ def test_evaluate_scores_the_export_and_stores_the_protocol(readout, folder_run,
         assert record["protocol"]["k"] == 20 and record["protocol"]["temperature"] == 0.07
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["knn", "--k", "0"], "--k: expected at least 1"),
+        (["knn", "--k", "65"], "--k: expected 1 to 64"),
+        (["knn", "--train-images", "0"], "--train-images: expected at least 1"),
+        (["linear", "--test-images", "-3"], "--test-images: expected at least 1"),
+    ],
+)
+def test_counts_out_of_range_are_refused_by_flag(flags, told, folder_run, capsys):
+    assert evaluate([*flags, "--run", str(folder_run)]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_score_that_cannot_be_recorded_is_printed_all_the_same(folder_run, monkeypatch, capsys):
+    monkeypatch.setattr("fastssl.recipes.assess.RECORDS", "train.log/scores.jsonl")
+    assert evaluate(["knn", "--run", str(folder_run)]) == 0
+    told = capsys.readouterr()
+    assert "knn_top1" in told.out and "the score was not recorded" in told.err
+
+
+def test_the_default_run_folder_is_named_after_method_and_data(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my photos").symlink_to(photos)
+    assert main(["--data", "my photos/", *SMALL, "--max-steps", "1"]) == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["simclr-my-photos-1"]
+
+
 def test_ridge_is_refused_for_classes(folder_run, capsys):
     assert evaluate(["ridge", "--run", str(folder_run)]) == 2
     assert "use knn or linear" in capsys.readouterr().err

@@ -40,18 +40,23 @@ def test_loose_images_are_trained_on_and_have_no_class():
     paths = ("cat/1", "dog/2", "dog/deep/er/3", "loose")
     split = find_split(paths)
     assert len(split.train) == 4 and split.label.tolist() == [0, 1, 1, -1]
-    used = [labelled_indices(split, name, seed=0, limit=None) for name in ("train", "test")]
+    used = [labelled_indices(split, name, limit=None) for name in ("train", "test")]
     assert sorted(np.concatenate(used).tolist()) == [0, 1, 2]
 
 
 def test_readout_splits_are_keyed_disjoint_and_a_fifth():
     paths = tuple(f"{'ab'[i % 2]}/{i:04}" for i in range(1000))
     split = find_split(paths)
-    train, test = (labelled_indices(split, n, seed=1, limit=None) for n in ("train", "test"))
+    train, test = (labelled_indices(split, n, limit=None) for n in ("train", "test"))
     assert not set(train) & set(test) and len(train) + len(test) == 1000
-    assert 150 < len(test) < 250
-    assert np.array_equal(labelled_indices(split, "test", seed=1, limit=10), test[:10])
-    assert not np.array_equal(labelled_indices(split, "test", seed=2, limit=10), test[:10])
+    assert np.array_equal(labelled_indices(split, "test", limit=10), test[:10])
+    assert 60 < sum(index % 2 for index in test) < 140, "drawn, not the first ones"
+
+
+@pytest.mark.parametrize(("num", "held_out"), [(20, 4), (7, 1), (13, 3), (1000, 200)])
+def test_the_held_out_split_is_an_exact_fifth(num, held_out):
+    split = find_split((*(f"{'ab'[i % 2]}/{i:04}" for i in range(num)), "loose"))
+    assert len(labelled_indices(split, "test", limit=None)) == held_out
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastssl.kernels.contrast.checks import Pairs
 from fastssl.losses import CachedStep, NTXentLoss
 from fastssl.losses import distributed as layer
+from fastssl.losses import exchange as exchange_module
 from fastssl.losses.ntxent import gathered_ntxent
 
 TWO_TOWERS = {"gather": layer.gathered_denominators, "ring": layer.ring_denominators}
@@ -62,18 +63,18 @@ def one_tower(exchange, keep, z, scale, counts, labels, g):
 def traffic(exchange: str) -> tuple[list[int], list[int]]:
     """Numbers sent per collective or message in the forward and in the backward."""
     sent: list[int] = []
-    gather, hop = dist.all_gather_into_tensor, dist.P2POp
+    gather, hop = exchange_module._all_gather, dist.P2POp
 
-    def counted_gather(out, x, **kwargs):
+    def counted_gather(x, group):
         sent.append(x.numel())
-        return gather(out, x, **kwargs)
+        return gather(x, group)
 
     def counted_hop(op, x, peer, **kwargs):
         sent.extend([x.numel()] if op is dist.isend else [])
         return hop(op, x, peer, **kwargs)
 
     with (
-        mock.patch.object(dist, "all_gather_into_tensor", counted_gather),
+        mock.patch.object(exchange_module, "_all_gather", counted_gather),
         mock.patch.object(dist, "P2POp", counted_hop),
     ):
         z = torch.randn(32, 16, requires_grad=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -52,6 +53,7 @@ class World:
 def serve(rank: int, size: int, store: str, pipe: Connection) -> None:
     """A rank's life: run what comes down the pipe until None comes."""
     torch.set_num_threads(1)
+    warnings.simplefilter("error", FutureWarning)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{store}",

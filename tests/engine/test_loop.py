@@ -139,7 +139,7 @@ def test_total_steps_follow_epochs_accumulation_and_max_steps(toy):
     [
         ({"epochs": None}, "epochs, max_steps: set one of them"),
         ({"batch_size": 65}, "batch_size: 65 is more than the 64 samples of toy"),
-        ({"batch_size": 0}, "batch_size: expected at least 1, received 0"),
+        ({"batch_size": 0}, "batch_size: expected at least 2, received 0"),
         ({"accumulate": 0}, "accumulate: expected at least 1"),
         ({"keep_checkpoints": 1}, "keep_checkpoints: expected at least 2"),
         ({"epochs": 0}, "epochs: expected at least 1"),

@@ -91,8 +91,13 @@ class Stuck(torch.nn.Module):
         return math.log(2 * num_samples - 1)
 
 
+def test_a_short_run_is_not_called_stuck(toy, tmp_path):
+    toy.train(tmp_path / "run", method=Stuck(), readouts=())
+    assert "not learning:" not in (tmp_path / "run/train.log").read_text()
+
+
 def test_a_run_warns_once_of_collapse_and_of_a_stuck_loss(toy, tmp_path):
-    result, _ = toy.train(tmp_path / "run", method=Stuck(), readouts=())
+    result, _ = toy.train(tmp_path / "run", method=Stuck(), readouts=(), max_steps=400)
     log = (tmp_path / "run/train.log").read_text()
     assert log.count("collapse:") == 1 and log.count("not learning:") == 1
     assert result.metrics["loss_over_chance"] == pytest.approx(1)

@@ -81,7 +81,7 @@ class ToySource:
     def steps_per_epoch(self, batch_size: int) -> int:
         return self.num_samples // batch_size
 
-    def batches(self, *, batch_size, seed, start_step, device) -> ToyBatches:
+    def batches(self, *, batch_size, seed, start_step, device, shard=(0, 1)) -> ToyBatches:
         return ToyBatches(self, batch_size, seed, start_step)
 
     def report(self) -> dict:

@@ -1,4 +1,4 @@
-"""Bugs in what ranks exchange, and in the two passes of a cached step."""
+"""Bugs in what ranks exchange, in the two passes of a cached step and in the loop over ranks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ ONE_BATCH = "tests/distributed/test_one_batch.py"
 TRAINED = f"{ONE_BATCH}::test_ranks_train_like_one_process_on_the_whole_batch"
 CACHED = "fastssl/losses/cached.py"
 CACHED_TESTS = "tests/losses/test_cached.py"
+FIT = "tests/distributed/test_fit.py"
 UNEQUAL = f"{ONE_BATCH}::test_parts_of_unequal_size_are_weighted_exactly"
 
 MUTANTS = (
@@ -67,5 +68,33 @@ MUTANTS = (
         "            buffer.copy_(saved)",
         "            pass",
         (f"{CACHED_TESTS}::test_running_statistics_move_once",),
+    ),
+    Mutant(
+        "every-rank-trains-on-the-first-part",
+        "fastssl/data/batch.py",
+        "    rank, size = shard\n",
+        "    rank, size = 0, shard[1]\n",
+        (f"{FIT}::test_two_ranks_end_with_the_weights_of_one_process[1]",),
+    ),
+    Mutant(
+        "batch-norm-of-a-part",
+        "fastssl/engine/ranks.py",
+        "        over_ranks(method, dist.group.WORLD)\n",
+        "        pass\n",
+        (f"{FIT}::test_two_ranks_end_with_the_weights_of_one_process[1]",),
+    ),
+    Mutant(
+        "ranks-resume-with-the-random-state-of-the-first",
+        "fastssl/engine/loop.py",
+        'facts["rng"][self.ranks.rank]',
+        'facts["rng"][0]',
+        (f"{FIT}::test_a_signal_to_any_rank_stops_all_and_the_run_resumes_to_the_same_bytes",),
+    ),
+    Mutant(
+        "resumed-at-another-number-of-ranks",
+        "fastssl/engine/resume.py",
+        "if made_by != size:",
+        "if False:",
+        (f"{FIT}::test_another_number_of_ranks_is_refused_with_the_reason",),
     ),
 )

@@ -176,8 +176,9 @@ STARTS_AND_ENDS = (
     _start(
         "validated-after-the-folder-is-claimed",
         "recipes/assemble",
-        "    parts = validated(run, cache_dir=folder.cache)\n",
-        "    folder.begin({})\n    parts = validated(run, cache_dir=folder.cache)\n",
+        "        parts = validated(run, cache_dir=folder.cache, num_ranks=ranks.size)\n",
+        "        folder.begin({})\n"
+        "        parts = validated(run, cache_dir=folder.cache, num_ranks=ranks.size)\n",
         FAILED_START,
     ),
 )
