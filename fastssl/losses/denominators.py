@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastssl.kernels.contrast.checks import Pairs
 from fastssl.kernels.contrast.op import ALL_PAIRS, Denominators, contrast, contrast_mean
+from fastssl.kernels.ntxent.op import ntxent
 from fastssl.losses.distributed import gathered_denominators, gathered_symmetric
 
 if TYPE_CHECKING:
@@ -47,6 +48,25 @@ def denominators(
         if columns or keys_KD.requires_grad:
             return contrast(queries_ND, keys_KD, scale, pairs=pairs, columns=columns, bound=bound)
         return contrast_mean(queries_ND, keys_KD, scale, pairs=pairs, bound=bound)
+
+
+def among_themselves(
+    z_MD: Tensor, scale: float | Tensor, group: ProcessGroup | None = None
+) -> Denominators:
+    """Unit rows against the others. The products are symmetric: an even number takes half of them.
+
+    The symmetric operator gives a loss per row, to which its positive is added back; the largest
+    logit it does not know is NaN.
+    """
+    num_rows = z_MD.shape[0]
+    if group is not None or num_rows % 2:
+        row_M = torch.arange(num_rows, device=z_MD.device)
+        return denominators(z_MD, z_MD, scale, pairs=Pairs(rows=(row_M, row_M)), group=group)
+    half = num_rows // 2
+    temperature = scale.reciprocal() if isinstance(scale, Tensor) else 1.0 / scale
+    loss_M = ntxent((z_MD[:half], z_MD[half:]), temperature, reduction="none")
+    rows_M = loss_M + (z_MD * z_MD.roll(half, 0)).sum(1) * scale
+    return Denominators(rows_M, rows_M.new_empty(0), torch.full_like(rows_M, torch.nan))
 
 
 def _over_ranks(

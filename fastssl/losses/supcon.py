@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.kernels.contrast.checks import Pairs
+from fastssl.kernels.contrast.op import Denominators
 from fastssl.losses.arguments import (
     bad,
     check_embeddings,
@@ -26,7 +27,7 @@ from fastssl.losses.arguments import (
     scale_of,
 )
 from fastssl.losses.classes import class_counts, class_sums
-from fastssl.losses.denominators import denominators, unit_rows
+from fastssl.losses.denominators import among_themselves, denominators, unit_rows
 from fastssl.losses.distributed import count_over_ranks, ids_over_ranks, sum_over_ranks
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
 
@@ -61,7 +62,7 @@ def sup_con_out(
         ValueError: an argument does not fit; the message names it.
     """
     check_reduction("sup_con_out", reduction)
-    return out_terms(embeddings, labels, temperature, group).reduced(reduction)
+    return out_losses(embeddings, labels, temperature, group).reduced(reduction)
 
 
 def sup_con_in(
@@ -89,12 +90,35 @@ def out_terms(
     return rows_out_terms(z_MD, labels_M, scale_of(name, temperature, embeddings), group)
 
 
+def out_losses(
+    embeddings: Tensor,
+    labels: Tensor | None,
+    temperature: float | Tensor,
+    group: ProcessGroup | None = None,
+) -> Terms:
+    """``out_terms`` at half the work, whose top-1 is always NaN."""
+    name = "sup_con_out"
+    z_MD, labels_M = _rows(name, embeddings, labels, group)
+    scale = scale_of(name, temperature, embeddings)
+    return _out(z_MD, labels_M, scale, among_themselves(z_MD, scale, group), group)
+
+
 def rows_out_terms(
     z_MD: Tensor, labels_M: Tensor, scale: float | Tensor, group: ProcessGroup | None = None
 ) -> Terms:
     """L_out of unit rows."""
     row_M = torch.arange(z_MD.shape[0], device=z_MD.device)
     found = denominators(z_MD, z_MD, scale, pairs=Pairs(rows=(row_M, row_M)), group=group)
+    return _out(z_MD, labels_M, scale, found, group)
+
+
+def _out(
+    z_MD: Tensor,
+    labels_M: Tensor,
+    scale: float | Tensor,
+    found: Denominators,
+    group: ProcessGroup | None,
+) -> Terms:
     counts_M, positive_M = _positives(z_MD, labels_M, group)
     some_M = counts_M > 0
     loss_M = torch.where(some_M, found.rows - positive_M * scale, 0.0)
@@ -175,6 +199,7 @@ def _negatives(
 
 
 FORMS = {"out": out_terms, "in": in_terms}
+LOSSES = {"out": out_losses, "in": in_terms}
 
 
 class SupConLoss(nn.Module):
@@ -209,7 +234,7 @@ class SupConLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
         """Loss of (M, D) rows or (N, V, D) views and their labels: () or (M,)."""
-        terms = FORMS[self.form](embeddings, labels, self.temperature, self.group)
+        terms = LOSSES[self.form](embeddings, labels, self.temperature, self.group)
         return terms.reduced(self.reduction)
 
     def with_metrics(
