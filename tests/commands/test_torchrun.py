@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-FLAGS = "--method simclr --backbone convnet --image-size 32 --optimizer sgd --lr 0.02 --seed 1".split()
-FLAGS += "--batch-size 8 --max-steps 3 --log-every 1".split()
+FLAGS = "--method simclr --backbone convnet --image-size 32 --optimizer sgd --lr 0.02".split()
+FLAGS += "--seed 1 --batch-size 8 --max-steps 3 --log-every 1".split()
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 # The ranks sum in another order, which in float32 was seen to change the update by 3e-7 of itself;
 # batch norm over each rank's own samples changes it by 2e-2. Float64 agrees to 1e-12 (test_fit.py).
