@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from fastssl.engine.files import write_bytes, write_text
 from fastssl.engine.run_folder import RunFolder
+
+CHECKSUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,43 @@ class Card:
 
 
 def export_backbone(run: RunFolder, backbone: nn.Module, *, card: Card) -> Path:
-    """Write export/backbone.safetensors (the backbone's own keys) and export/README.md."""
+    """Write export/backbone.safetensors (the backbone's own keys), its checksum and its card.
+
+    The checksum is in the form that ``sha256sum -c SHA256SUMS`` reads.
+    """
     state = backbone.state_dict()
     wrapped = [key for key in state if key.startswith(("_orig_mod.", "module.", "backbone."))]
     assert not wrapped, f"wrapped keys {wrapped[:3]}: export the plain module"
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
     run.export.mkdir(exist_ok=True)
     path = run.export / "backbone.safetensors"
-    write_bytes(path, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    content = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    write_bytes(path, content)
+    write_text(path.with_name(CHECKSUMS), _checksum_line(path, content))
     write_text(run.export / "README.md", _card_text(card))
     return path
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of an export, compared with the checksum beside it where there is one.
+
+    Raises:
+        ValueError: the file is damaged, or is not the one that was exported.
+    """
+    content, beside = path.read_bytes(), path.with_name(CHECKSUMS)
+    if beside.is_file() and beside.read_text(encoding="utf-8") != _checksum_line(path, content):
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 differs from {beside.name}; export it again by "
+            "repeating the training command with --resume, or remove that file if you changed it"
+        )
+    try:
+        return safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _checksum_line(path: Path, content: bytes) -> str:
+    return f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
 
 
 def _card_text(card: Card) -> str:

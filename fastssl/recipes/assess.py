@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from fastssl.data.sources import open_source
 from fastssl.engine.device import resolve_device
+from fastssl.engine.export import read_weights
 from fastssl.evaluation.features import encoder
 from fastssl.nn.backbones import build_backbone, stem_name
 from fastssl.recipes.readouts import Readout, make_readout
@@ -65,10 +64,7 @@ def load_backbone(folder: Path, run: Run) -> nn.Module:
     path = folder / "export" / "backbone.safetensors"
     if not path.is_file():
         raise ValueError(f"{folder} has no export/backbone.safetensors: has its training ended?")
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    weights = read_weights(path)
     backbone = build_backbone(run.train.backbone, run.train.image_size)
     try:
         backbone.load_state_dict(weights)

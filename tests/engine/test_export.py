@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from fastssl.engine.config import TrainConfig
-from fastssl.engine.export import Card, Score, export_backbone
+from fastssl.engine.export import Card, Score, export_backbone, read_weights
 from fastssl.engine.plan import estimate_memory, plan_lines
 from fastssl.engine.run_folder import open_run
 
@@ -51,8 +51,21 @@ def test_the_card_tells_scores_with_protocol_snippet_and_licence(exported):
 def test_export_again_replaces_and_leaves_no_leftovers(exported):
     assert sorted(p.name for p in exported[1].parent.iterdir()) == [
         "README.md",
+        "SHA256SUMS",
         "backbone.safetensors",
     ]
+
+
+def test_one_flipped_bit_of_an_export_is_refused(exported):
+    path = exported[1]
+    assert read_weights(path).keys() == safetensors.torch.load_file(path).keys()
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # in the tensors: a valid file with another number in it
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="SHA-256 differs"):
+        read_weights(path)
+    path.with_name("SHA256SUMS").unlink()
+    assert read_weights(path)
 
 
 def test_a_wrapped_module_is_not_exported(toy, tmp_path):
