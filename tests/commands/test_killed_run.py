@@ -16,13 +16,14 @@ from fastssl.train import main
 assemble.LIVE = assemble.FINAL = {"train_limit": 200, "test_limit": 50}
 sys.exit(main(sys.argv[1:]))
 """
-FLAGS = "--max-steps 80 --batch-size 32 --save-every 5 --log-every 1 --resume".split()
+FLAGS = "--max-steps 80 --batch-size 32 --save-every 5 --log-every 1".split()
 KILLS = 2
 
 
 def start(out):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, *FLAGS, "--out", str(out)]
+    again = ["--resume"] if out.exists() else []
+    command = [sys.executable, "-c", PROGRAM, *FLAGS, *again, "--out", str(out)]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

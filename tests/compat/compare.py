@@ -49,7 +49,9 @@ def assert_same(
         assert mine.shape == peer.shape
         moved = 4 * inner * logit
         moved *= 1.0 if position == 0 else max(logit, 1.0) / min(shortest, 1.0)
-        allowed = 4 * error(peer, exact) + eps * magnitude(exact) + moved
+        # in float64 the original is its own truth, and it rounds too
+        roundings = 2 if dtype == torch.float64 else 1
+        allowed = 4 * error(peer, exact) + roundings * eps * magnitude(exact) + moved
         assert error(mine, exact) <= allowed, (mine, peer, exact)
 
 

@@ -56,12 +56,8 @@ SHARED = (
     ),
     _loss(
         "absent-class-counts-as-the-next", "classes",
-        "return counts_K[slot_N] * known_N", "return counts_K[slot_N]",
-        f"{EDGES}::test_class_sums_know_who_is_absent",
-    ),
-    _loss(
-        "class-sums-of-absent-classes", "classes",
-        "return sums_KD[slot_N] * known_N[:, None]", "return sums_KD[slot_N]",
+        "return sums[slot_N] * known_N.reshape(-1, *[1] * (values.dim() - 1))",
+        "return sums[slot_N]",
         f"{EDGES}::test_class_sums_know_who_is_absent",
     ),
     _loss(
@@ -74,8 +70,8 @@ SHARED = (
     ),
     _loss(
         "negatives-include-the-positive", "matching",
-        "pull_ND = pull_ND - class_sums(k_KD, *self.ids)", "pass", f"{METRICS}::test_of_pairs",
-        "test_clip",
+        "pull_ND = pull_ND - class_sums(k_KD, *self.ids, self.group)", "pass",
+        f"{METRICS}::test_of_pairs", "test_clip",
     ),
 )  # fmt: skip
 
@@ -178,7 +174,7 @@ EACH = (
     ),
     _loss(
         "cissl-denominator-without-the-teachers-gradient", "cissl",
-        "denominators(a_MD, b_MD, scale)", "denominators(a_MD, b_MD.detach(), scale)",
+        "denominators(a_MD, b_MD, scale, group", "denominators(a_MD, b_MD.detach(), scale, group",
         "test_cissl",
     ),
     _loss(
@@ -195,14 +191,13 @@ EACH = (
         "clip-no-clamp", "clip", "if self.max_scale is not None:", "if False:", f"{EDGES}::{CLIP}",
     ),
     _loss(
-        "supcon-self-in-the-denominator", "supcon",
-        "found = denominators(z_MD, z_MD, scale, pairs=Pairs(rows=(row_M, row_M)))",
-        "found = denominators(z_MD, z_MD, scale)", SUPCON,
+        "supcon-partner-not-added-back", "denominators",
+        "rows_M = loss_M + (z_MD * z_MD.roll(half, 0)).sum(1) * scale", "rows_M = loss_M", SUPCON,
     ),
     _loss(
         "supcon-self-among-its-positives", "supcon",
-        "class_sums(z_MD, labels_M, labels_M) - z_MD", "class_sums(z_MD, labels_M, labels_M)",
-        SUPCON,
+        "class_sums(z_MD, labels_M, labels_M, group) - z_MD",
+        "class_sums(z_MD, labels_M, labels_M, group)", SUPCON,
     ),
     _loss(
         "supcon-in-without-the-mean", "supcon",
@@ -232,7 +227,7 @@ EACH = (
     ),
     _loss(
         "dclw-weight-has-a-gradient", "dcl",
-        "matching.positive_N.detach()[:num_samples]", "matching.positive_N[:num_samples]", DCL,
+        "positive_N.detach()[: view0.shape[0]]", "positive_N[: view0.shape[0]]", DCL,
     ),
     _loss(
         "dclw-weight-upside-down", "dcl",
@@ -240,7 +235,7 @@ EACH = (
     ),
     _loss(
         "dclw-weight-without-sigma", "dcl",
-        "detach()[:num_samples] / sigma", "detach()[:num_samples]", DCL,
+        "detach()[: view0.shape[0]] / sigma", "detach()[: view0.shape[0]]", DCL,
     ),
     _loss(
         "two-views-partner-is-the-row-itself", "two_views",
