@@ -64,10 +64,7 @@ def _int32(q_N: Tensor | None, k_K: Tensor | None) -> tuple[Tensor, Tensor] | No
 
 
 def kept_numel(num_queries: int, num_keys: int, embedding: int, dtype: torch.dtype) -> int:
-    """Elements of `kept`: E in whole panels, or as many as KEEP_BYTES hold. Sizes may be symbolic.
-
-    Nothing where less than a quarter would fit: then reading it back hardly pays.
-    """
+    """Elements of `kept`: E in whole panels, or as many as KEEP_BYTES hold; may be symbolic."""
     whole = (num_queries + PANEL) * num_keys + HEADER
     budget = HEADER + KEEP_BYTES // dtype.itemsize
     if isinstance(num_queries, torch.SymInt) or isinstance(num_keys, torch.SymInt):
