@@ -38,12 +38,23 @@ def assert_same(
     in (float32 for 16-bit input) times ``logit``, its bound, and so does the weight by which
     logit / |row| enters a gradient.
     """
-    rounded = [x.to(dtype).double() for x in inputs]
-    truth = results(theirs, rounded, torch.float64)
-    yardstick = results(theirs, inputs, dtype)
-    found = results(ours, inputs, dtype)
+    rounded = [x.to(dtype) for x in inputs]
+    truth = results(theirs, [x.double() for x in rounded], torch.float64)
+    found, yardstick = (results(loss, inputs, dtype) for loss in (ours, theirs))
+    assert_close_to(truth, found, yardstick, rounded, logit)
+
+
+def assert_close_to(
+    truth: Sequence[Tensor],
+    found: Sequence[Tensor],
+    yardstick: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    logit: float,
+) -> None:
+    """``assert_same`` of results that are there already: value, then the gradients of inputs."""
+    dtype = inputs[0].dtype
     eps, inner = (torch.finfo(t).eps for t in (dtype, torch.promote_types(dtype, torch.float32)))
-    shortest = min(x.norm(dim=-1).min().item() for x in rounded if x.dim() == 2)
+    shortest = min(x.norm(dim=-1).min().item() for x in inputs if x.dim() == 2)
     for position, (mine, peer, exact) in enumerate(zip(found, yardstick, truth, strict=True)):
         assert mine.dtype == peer.dtype
         assert mine.shape == peer.shape

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import distributed as torch_dist
 
 from fastssl.compat import lightly as ours
-from tests.compat.compare import assert_same, drawn, dtypes, seeds, temperatures
+from tests.compat.compare import assert_close_to, assert_same, drawn, dtypes, seeds, temperatures
 
 theirs = pytest.importorskip("lightly.loss", reason="lightly is not installed: pip install lightly")
 
@@ -80,24 +80,27 @@ def test_consecutive_calls_with_a_bank(bank_size, calls, width, temperature, dty
         pair.append(library.NTXentLoss(temperature, memory_bank_size=(bank_size, width)).to(dtype))
     mine, peer = pair
     for number, (num_samples, updates) in enumerate(calls):
-        inputs = drawn(seed + number, *[(num_samples, width)] * 2)
-        if updates:
-            found = [step(loss, inputs, dtype) for loss in (mine, peer)]
-        else:
-            with torch.no_grad():
-                found = [[loss(*[x.to(dtype) for x in inputs])] for loss in (mine, peer)]
-        torch.testing.assert_close(
-            *found, rtol=1e-4 if dtype is torch.float32 else 1e-12, atol=1e-6
+        inputs = [x.to(dtype) for x in drawn(seed + number, *[(num_samples, width)] * 2)]
+        truth = copy.deepcopy(peer).double()
+        call = step if updates else value
+        exact = call(truth, [x.double() for x in inputs])
+        assert_close_to(
+            exact, *[call(loss, inputs) for loss in (mine, peer)], inputs, 1 / abs(temperature)
         )
         torch.testing.assert_close(mine.memory_bank.bank, peer.memory_bank.bank)
         assert mine.memory_bank.bank_ptr.tolist() == peer.memory_bank.bank_ptr.tolist()
         assert mine.memory_bank.bank.dtype == dtype
 
 
-def step(loss, inputs, dtype):
-    leaves = [x.to(dtype).requires_grad_() for x in inputs]
+def step(loss, inputs):
+    leaves = [x.detach().requires_grad_() for x in inputs]
     value = loss(*leaves)
     return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+
+def value(loss, inputs):
+    with torch.no_grad():
+        return [loss(*inputs)]
 
 
 def test_the_bank_is_written_only_where_the_query_requires_a_gradient():
