@@ -1,132 +1,58 @@
-"""The DALI graph of a training batch: decode once, then every view from its parameter table.
+"""The DALI graph that decodes a batch: whole images, or one region of each for every view.
 
-Per view: crop+resize (triangle filter with antialias, over the pixels around the crop too), colour
-(out = A x + B mean(x), clamped), Gaussian blur, flip, normalise: augment/policy.py's order. The
-same graph runs on the CPU (``device_id=None``) and on a CUDA device (mixed decoding).
+On the CPU (``device_id=None``) or on a CUDA device (mixed decoding). Resizing, colour and blur are
+``augment``'s: one code for every decoder.
 """
 
-# shapes: N samples, C channels, S side
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from fastssl.augment.policy import Policy, ViewParams, blur_windows, colour_maps
-
 
 def build(
-    policy: Policy,
-    *,
-    side: int,
-    num_views: int,
-    batch_size: int,
-    threads: int,
-    device_id: int | None,
+    *, batch_size: int, threads: int, device_id: int | None, num_regions: int | None = None
 ) -> Any:
-    """A built DALI pipeline with one output (N, 3, S, S) per view; imports DALI."""
+    """A built pipeline: "encoded" -> (H, W, 3) uint8 images of any sizes; imports DALI.
+
+    With ``num_regions`` there is an output for each, decoded in part: pixels from "start{v}" on,
+    "shape{v}" many, (height, width) each.
+    """
     import nvidia.dali.fn as fn
     from nvidia.dali import Pipeline
 
     pipeline = Pipeline(
-        batch_size=batch_size,
-        num_threads=threads,
-        device_id=device_id,
-        prefetch_queue_depth=1,
+        batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=1
     )
     with pipeline:
-        image = _decode(fn.external_source(name="encoded", device="cpu"), device_id)
-        views = [_view(image, view, policy, side) for view in range(num_views)]
-        pipeline.set_outputs(*views)
+        encoded = fn.external_source(name="encoded", device="cpu")
+        if num_regions is None:
+            pipeline.set_outputs(fn.decoders.image(encoded, **_decoding(device_id)))
+        else:
+            regions = [_region(encoded, view, device_id) for view in range(num_regions)]
+            pipeline.set_outputs(*regions)
     pipeline.build()
     return pipeline
 
 
-def build_decoder(*, device_id: int | None) -> Any:
-    """A pipeline that decodes one file: to find the one that a batch failed on."""
+def _region(encoded: Any, view: int, device_id: int | None) -> Any:
     import nvidia.dali.fn as fn
-    from nvidia.dali import Pipeline
 
-    pipeline = Pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
-    with pipeline:
-        pipeline.set_outputs(_decode(fn.external_source(name="encoded", device="cpu"), device_id))
-    pipeline.build()
-    return pipeline
-
-
-def feed(
-    pipeline: Any, encoded: list[np.ndarray], tables: list[ViewParams], policy: Policy
-) -> None:
-    """Hands a batch to the graph: the files' bytes and one parameter table per view."""
-    pipeline.feed_input("encoded", encoded)
-    for view, params in enumerate(tables):
-        for name, values in _arguments(params, policy).items():
-            pipeline.feed_input(f"{name}{view}", np.ascontiguousarray(values))
-
-
-def _arguments(params: ViewParams, policy: Policy) -> dict[str, np.ndarray]:
-    box_N4 = params.box_N4
-    start_N2 = box_N4[:, [1, 0]]
-    pixel_N33, mean_N33 = colour_maps(params)
-    blur = {"sigma": params.sigma_N, "window": blur_windows(params)} if policy.blur > 0 else {}
-    return {
-        "start": start_N2,
-        "end": start_N2 + box_N4[:, [3, 2]],
-        "pixel_map": pixel_N33,
-        "mean_map": mean_N33,
-        "flip": params.flip_N.astype(np.int32),
-        **blur,
-    }
-
-
-def _decode(encoded: Any, device_id: int | None) -> Any:
-    import nvidia.dali.fn as fn
-    from nvidia.dali import types
-
-    return fn.decoders.image(
+    return fn.decoders.image_slice(
         encoded,
-        device="cpu" if device_id is None else "mixed",
-        output_type=types.RGB,
-        jpeg_fancy_upsampling=True,  # what PIL does
+        fn.external_source(name=f"start{view}", device="cpu"),
+        fn.external_source(name=f"shape{view}", device="cpu"),
+        axis_names="HW",
+        normalized_anchor=False,
+        normalized_shape=False,
+        **_decoding(device_id),
     )
 
 
-def _view(image: Any, view: int, policy: Policy, side: int) -> Any:
-    import nvidia.dali.fn as fn
+def _decoding(device_id: int | None) -> dict[str, Any]:
     from nvidia.dali import types
 
-    def argument(name: str) -> Any:
-        return fn.external_source(name=f"{name}{view}", device="cpu")
-
-    pixel = fn.resize(
-        image,
-        size=[side, side],
-        roi_start=argument("start"),
-        roi_end=argument("end"),
-        interp_type=types.INTERP_LINEAR,
-        antialias=True,
-        dtype=types.UINT8,
-    )
-    mean = fn.reductions.mean(pixel, axes=[0, 1], keep_dims=True)
-    shift = fn.coord_transform(mean, M=argument("mean_map"))
-    pixel = fn.coord_transform(pixel, M=argument("pixel_map")) + shift
-    pixel = fn.reinterpret(clamp(pixel), layout="HWC")
-    if policy.blur > 0:
-        pixel = fn.gaussian_blur(
-            pixel, sigma=argument("sigma"), window_size=argument("window"), dtype=types.FLOAT
-        )
-    return fn.crop_mirror_normalize(
-        pixel,
-        mirror=argument("flip"),
-        mean=[255.0 * value for value in policy.mean],
-        std=[255.0 * value for value in policy.std],
-        dtype=types.FLOAT,
-        output_layout="CHW",
-    )
-
-
-def clamp(pixel: Any) -> Any:
-    """Values to 0..255, the range of the resized image."""
-    from nvidia.dali import math
-
-    return math.clamp(pixel, 0.0, 255.0)
+    return {
+        "device": "cpu" if device_id is None else "mixed",
+        "output_type": types.RGB,
+        "jpeg_fancy_upsampling": True,  # what PIL does
+    }

@@ -28,15 +28,6 @@ _TURNS = {
 _DEEP = ("I;16", "I;16B", "I;16L", "I")
 
 
-def read(path: str) -> bytes:
-    """The bytes of ``path``; BadFile where they cannot be read any more."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise BadFile(f"cannot be read: {error.strerror or error}") from None
-
-
 def decode(content: bytes, header: Header) -> Image.Image:
     """An upright RGB image of the size that the header check found; else BadFile."""
     try:
@@ -65,6 +56,11 @@ def to_bmp(image: Image.Image) -> NDArray[np.uint8]:
 def _rgb(content: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(content), formats=_FORMATS)
     image.load()
+    return rgb(image)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """The loaded image in mode RGB, 8 bits, by the module's rules."""
     if image.mode in _DEEP:
         deep = np.asarray(image).astype(np.int64)
         return Image.fromarray((deep >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -49,13 +49,19 @@ def check(path: str) -> Header:
         if not stat.S_ISREG(mode):
             raise BadFile("not a regular file")
         with open(path, "rb") as file:
-            header = _parse(file)
+            return inspect(file)
     except FileNotFoundError:
         raise BadFile(_missing(path)) from None
     except PermissionError:
         raise BadFile("no permission to read it") from None
     except OSError as error:
         raise BadFile(f"cannot be read: {error.strerror or error}") from None
+
+
+def inspect(file: BinaryIO) -> Header:
+    """The header of an open image that begins at position 0; BadFile as in ``check``."""
+    try:
+        header = _parse(file)
     except (struct.error, IndexError):
         raise BadFile("the header is cut off") from None
     if header.width < 1 or header.height < 1:

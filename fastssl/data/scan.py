@@ -11,14 +11,14 @@ import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from fastssl.data.headers import BadFile, Header, check
+from fastssl.data.store import read_file
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp")
 _CACHE_NAME = "image-headers.jsonl"
-_UNDECODABLE_NAME = "undecodable.jsonl"
 _AT_A_TIME = 256  # headers between two looks at the clock
 _UNCHECKED = Header(1, 1)
 
@@ -34,12 +34,13 @@ class Scan:
     unchecked: int = 0  # of the paths: taken for good without a look at their headers
     complete: bool = True  # whether every folder was listed
 
-    @property
-    def num_files(self) -> int:
-        return len(self.paths) + len(self.skipped)
+    def read(self, index: int) -> bytes:
+        """The bytes of file ``index``; BadFile where they cannot be read any more."""
+        return read_file(os.path.join(self.root, self.paths[index]))
 
-    def full(self, index: int) -> str:
-        return os.path.join(self.root, self.paths[index])
+    def stamp(self, index: int) -> str | None:
+        """JSON of path, size and modification time; None where the file is gone."""
+        return _key(self.root, self.paths[index])
 
 
 def scan(
@@ -51,9 +52,24 @@ def scan(
     """
     folder = os.fspath(root)
     candidates, closed, complete = find_images(folder, until=_deadline(budget_s))
+    found = check_all(
+        folder, candidates, workers=workers, cache_dir=cache_dir, budget_s=budget_s and budget_s / 2
+    )
+    return replace(found, skipped=tuple(sorted([*found.skipped, *closed])), complete=complete)
+
+
+def check_all(
+    folder: str,
+    candidates: list[str],
+    *,
+    workers: int,
+    cache_dir: Path | None,
+    budget_s: float | None = None,
+) -> Scan:
+    """Checks the headers of ``candidates``, paths relative to ``folder``, in that order."""
     known = _read_cache(cache_dir)
     verdicts: list[Header | str] = []
-    until = _deadline(budget_s and budget_s / 2)
+    until = _deadline(budget_s)
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         while len(verdicts) < len(candidates) and time.monotonic() < until:
             some = candidates[len(verdicts) : len(verdicts) + _AT_A_TIME]
@@ -68,9 +84,8 @@ def scan(
         root=folder,
         paths=tuple(p for p, _ in good),
         headers=tuple(v for _, v in good),
-        skipped=tuple(sorted([*bad, *closed])),
+        skipped=tuple(bad),
         unchecked=unchecked,
-        complete=complete,
     )
 
 
@@ -108,11 +123,6 @@ def _deadline(budget_s: float | None) -> float:
     return math.inf if budget_s is None else time.monotonic() + budget_s
 
 
-def printable(path: str) -> str:
-    """The path as text that any terminal and file can take (names need not be UTF-8)."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def _key(folder: str, path: str) -> str | None:
     try:
         status = os.stat(os.path.join(folder, path))
@@ -133,7 +143,7 @@ def _verdict(folder: str, path: str, known: dict[str, Header]) -> Header | str:
 
 def _read_cache(cache_dir: Path | None) -> dict[str, Header]:
     known: dict[str, Header] = {}
-    for line in _lines(cache_dir, _CACHE_NAME):
+    for line in cached_lines(cache_dir, _CACHE_NAME):
         try:
             path, size, modified, width, height, orientation, plain = json.loads(line)
             fields = (width, height, orientation)
@@ -152,44 +162,24 @@ def _write_cache(
         key = _key(folder, path)
         if key is not None and isinstance(verdict, Header):
             lines.append(json.dumps([*json.loads(key), *astuple(verdict)]))
+    keep_lines(cache_dir, _CACHE_NAME, lines)
+
+
+def keep_lines(cache_dir: Path | None, name: str, lines: list[str]) -> None:
+    """Writes a file of the cache as a whole, if it can."""
+    if cache_dir is None:
+        return
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary = cache_dir / f".{_CACHE_NAME}-{os.getpid()}"
+        temporary = cache_dir / f".{name}-{os.getpid()}"
         temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        temporary.replace(cache_dir / _CACHE_NAME)
+        temporary.replace(cache_dir / name)
     except OSError:
         return  # a full disk costs the next start some seconds, nothing else
 
 
-def note_undecodable(found: Scan, index: int, reason: str, cache_dir: Path | None) -> None:
-    """Keeps for a resumed run that ``found.paths[index]`` has a good header and bad contents."""
-    key = _key(found.root, found.paths[index])
-    if cache_dir is None or key is None:
-        return
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with open(cache_dir / _UNDECODABLE_NAME, "a", encoding="utf-8") as file:
-            file.write(json.dumps([*json.loads(key), reason]) + "\n")
-    except OSError:
-        return  # the next start finds it out again
-
-
-def known_undecodable(found: Scan, cache_dir: Path | None) -> dict[int, str]:
-    """Index into ``found.paths`` -> reason, as an earlier start noted it of the same files."""
-    noted: dict[str, str] = {}
-    for line in _lines(cache_dir, _UNDECODABLE_NAME):
-        try:
-            path, size, modified, reason = json.loads(line)
-        except (ValueError, TypeError):
-            continue
-        noted[json.dumps([path, size, modified])] = str(reason)
-    if not noted:
-        return {}
-    keys = [_key(found.root, path) for path in found.paths]
-    return {index: noted[key] for index, key in enumerate(keys) if key in noted}
-
-
-def _lines(cache_dir: Path | None, name: str) -> list[str]:
+def cached_lines(cache_dir: Path | None, name: str) -> list[str]:
+    """Lines of a file in the cache; none where it is missing or not text."""
     if cache_dir is None:
         return []
     try:
