@@ -20,7 +20,7 @@ from fastssl.augment import keyed
 from fastssl.augment.policy import Policy
 from fastssl.augment.presets import simclr
 from fastssl.data import rendering
-from fastssl.data.batch import Batch, Labelled, check_batch_size, part
+from fastssl.data.batch import Batch, Labelled, Shown, check_batch_size, part
 from fastssl.data.folder_labels import Split, labelled_indices
 from fastssl.data.prefetch import Prefetcher
 
@@ -82,16 +82,29 @@ class ArraySource:
             epoch, position = divmod(step, per_epoch)
             index_N = order(epoch)[position * batch_size : (position + 1) * batch_size]
             index_N = part(index_N, shard)
-            key = {"seed": seed, "epoch": epoch, "step": step, "index_N": index_N}
-            return stage.run(lambda: self._batch(images, stage.device, key))
+            sizes_N2 = np.tile(np.array(images.shape[-2:]), (len(index_N), 1))
+            draw = rendering.Draw(
+                seed=seed, epoch=epoch, step=step, index_N=index_N, sizes_N2=sizes_N2
+            )
+            return stage.run(lambda: self._batch(images, stage.device, draw))
 
         return Prefetcher(make, start=start_step)
 
-    def _batch(self, images: Tensor, device: torch.device, key: dict[str, Any]) -> Batch:
-        chosen = images[torch.from_numpy(key["index_N"]).to(images.device)]
-        sizes_N2 = np.broadcast_to(images.shape[-2:], (len(chosen), 2)).copy()
+    def _batch(self, images: Tensor, device: torch.device, draw: rendering.Draw) -> Batch:
+        chosen = images[torch.from_numpy(draw.index_N).to(images.device)]
         chosen = chosen.to(device, non_blocking=True)
-        return rendering.batch_of(self.policy, chosen, **key, sizes_N2=sizes_N2)
+        return rendering.batch_of(self.policy, chosen, draw.index_N, draw)
+
+    def rehearsal(self, num_samples: int) -> Batch:
+        """A batch of noise with the shapes and the table of a training batch."""
+        return rendering.rehearsal(self.policy, self.image_shape, num_samples)
+
+    def shown(self, count: int, *, seed: int) -> Shown:
+        """The first ``count`` images, and their views in step 0, not normalised."""
+        index_N = np.arange(min(count, self.num_samples))
+        names = [f"image {index}" for index in index_N]
+        images = list(self._train[: len(index_N)])
+        return rendering.shown(self.policy, images, index_N, names, seed=seed)
 
     def report(self) -> dict:
         """Nothing can be skipped here."""

@@ -72,7 +72,9 @@ class DaliDecoder:
             return {others[slot]: reason for slot, reason in rest.items()}
         images: dict[int, Tensor] = dict(zip(others, map(self._placed, rest), strict=True))
         if ours:
-            (decoded,) = self._run({"encoded": [_bytes(encoded[slot]) for slot in ours]}, len(encoded))
+            (decoded,) = self._run(
+                {"encoded": [_bytes(encoded[slot]) for slot in ours]}, len(encoded)
+            )
             images |= zip(ours, _tensors(decoded), strict=True)
         return [images[slot] for slot in range(len(encoded))]
 

@@ -21,12 +21,12 @@ from torch import Tensor
 from fastssl.augment import keyed
 from fastssl.augment.policy import Policy
 from fastssl.data import rendering
-from fastssl.data.batch import Batch, Labelled, check_batch_size
+from fastssl.data.batch import Batch, Labelled, Shown, check_batch_size
 from fastssl.data.folder_labels import Split, labelled_indices
 from fastssl.data.maker import BatchMaker, Decoded
 from fastssl.data.pil_decoder import Failures, attempt, pixels
 from fastssl.data.prefetch import Prefetcher
-from fastssl.data.roster import Roster
+from fastssl.data.roster import Roster, TooManyBadFiles
 from fastssl.data.store import Store, fetch, num_files, printable
 
 Backend = Literal["auto", "dali", "torchvision"]
@@ -64,10 +64,10 @@ class EncodedSource:
         self.all_listed = store.complete
         self._store, self._split = store, split
         self._workers, self._device = max(1, workers), device or torch.device("cpu")
-        self._roster = Roster(
-            store, split.train, name=name, max_bad=max_bad, cache_dir=cache_dir
-        )
+        self._roster = Roster(store, split.train, name=name, max_bad=max_bad, cache_dir=cache_dir)
         self.backend, self.decoded = _choose_backend(backend), decoded
+        if decoded == "regions" and policy.alpha:
+            raise ValueError(f"decoded: 'regions' has no place for the base views of {policy.name}")
         if decoded == "regions" and self.backend != "dali":
             raise ValueError("decoded: 'regions' needs DALI; use 'whole' or install nvidia-dali")
 
@@ -122,6 +122,27 @@ class EncodedSource:
 
         return Prefetcher(make, start=start_step, release=maker.close)
 
+    def rehearsal(self, num_samples: int) -> Batch:
+        """A batch of noise with the shapes and the table of a training batch."""
+        return rendering.rehearsal(self.policy, self.image_shape, num_samples)
+
+    def shown(self, count: int, *, seed: int) -> Shown:
+        """The first ``count`` images that decode, and their views in step 0, not normalised."""
+        good: list[int] = []
+        for begin in range(0, self.num_samples, count):
+            some = self._split.train[begin : begin + count]
+            self._try(some)
+            good += self._roster.usable(some).tolist()
+            if len(good) >= count:
+                break
+        if not good:
+            raise TooManyBadFiles(f"--data: no usable image is left; {self._roster.bad_files()}")
+        index_N = np.array(good[:count])
+        images = self._decode(index_N)
+        assert isinstance(images, list), "they were decoded before"
+        names = [printable(self._store.paths[index]) for index in index_N]
+        return rendering.shown(self.policy, images, index_N, names, seed=seed)
+
     def report(self) -> dict:
         """What was skipped and why, ready for JSON."""
         skipped = self._roster.skipped()
@@ -148,7 +169,7 @@ class EncodedSource:
         classes = torch.from_numpy(self._split.label[good])
 
         def render(position_N: np.ndarray) -> Tensor:
-            images = self._decoded(good[position_N])
+            images = self._decode(good[position_N])
             assert isinstance(images, list), "they were decoded before"
             size, settings = self.image_shape[1], self.policy.groups[0].settings
             return rendering.clean(images, size=size, settings=settings)
@@ -159,11 +180,11 @@ class EncodedSource:
         """Decode, and exclude what fails."""
         for begin in range(0, len(index_N), _AT_A_TIME):
             some = index_N[begin : begin + _AT_A_TIME]
-            images = self._decoded(some)
+            images = self._decode(some)
             if isinstance(images, dict):
                 self._roster.exclude({int(some[slot]): why for slot, why in images.items()})
 
-    def _decoded(self, index_N: np.ndarray) -> list[Tensor] | Failures:
+    def _decode(self, index_N: np.ndarray) -> list[Tensor] | Failures:
         """Through PIL whatever the backend: scores do not depend on it."""
         with ThreadPoolExecutor(max_workers=self._workers) as pool:
             return attempt(pool.map, lambda i: pixels(fetch(self._store, int(i))), index_N)

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 
 from fastssl.augment.policy import Policy
-from fastssl.augment.sample import sample
 from fastssl.data import rendering
 from fastssl.data.batch import Batch, part
 from fastssl.data.dali_decoder import DaliDecoder
@@ -66,25 +65,32 @@ class BatchMaker:
         encoded = attempt(self._pool.map, lambda i: fetch(self._store, int(i)), index_N)
         if isinstance(encoded, dict):
             return encoded
-        # drawn for the slot's own index: a file that stands in twice varies
-        key = {"seed": self._seed, "epoch": epoch, "step": step, "index_N": wanted_N}
-        return self._stage.run(lambda: self._rendered(encoded, index_N, key))
+        draw = rendering.Draw(
+            seed=self._seed,
+            epoch=epoch,
+            step=step,
+            index_N=wanted_N,  # the slot's own: a file that stands in twice varies
+            sizes_N2=np.array([(one.header.height, one.header.width) for one in encoded]),
+        )
+        return self._stage.run(lambda: self._rendered(encoded, index_N, draw))
 
-    def _rendered(self, encoded: Sequence[Encoded], index_N: np.ndarray, key: dict) -> Batch | Failures:
-        sizes_N2 = np.array([(one.header.height, one.header.width) for one in encoded])
-        drawn = sample(self._policy, **key, sizes_N2=sizes_N2, device=self._stage.device)
+    def _rendered(
+        self, encoded: Sequence[Encoded], index_N: np.ndarray, draw: rendering.Draw
+    ) -> Batch | Failures:
+        decoder = self._decoder
         if self._decoded == "whole":
-            images = self._decoder.images(encoded)
+            images = decoder.images(encoded)
             if isinstance(images, dict):
                 return images
-            return rendering.batch_of(self._policy, images, drawn, index_N)
-        assert isinstance(self._decoder, DaliDecoder)
-        region_VN4 = rendering.regions(drawn, sizes_N2)
-        region_VN = self._decoder.regions(encoded, region_VN4)
-        if isinstance(region_VN, dict):
-            return region_VN
-        origin_VN2 = region_VN4[..., :2]
-        return rendering.batch_of_regions(self._policy, region_VN, drawn, origin_VN2, index_N)
+            return rendering.batch_of(self._policy, images, index_N, draw)
+        assert isinstance(decoder, DaliDecoder)
+        return rendering.batch_of_regions(
+            self._policy,
+            lambda region_VN4: decoder.regions(encoded, region_VN4),
+            index_N,
+            draw,
+            self._stage.device,
+        )
 
     def close(self) -> None:
         """Stop the threads, drop DALI's pipeline."""

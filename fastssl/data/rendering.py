@@ -8,9 +8,8 @@ when it is finished there.
 # shapes: N samples, V views, S side, P values, C codes
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,8 +17,10 @@ from torch import Tensor
 
 from fastssl.augment.drawn import Drawn
 from fastssl.augment.policy import Policy
-from fastssl.augment.render import render
-from fastssl.data.batch import Batch
+from fastssl.augment.render import views_of
+from fastssl.augment.sample import sample
+from fastssl.data.batch import Batch, Shown
+from fastssl.data.pil_decoder import Failures
 from fastssl.kernels.augment.op import augment
 from fastssl.kernels.augment.settings import Settings
 from fastssl.kernels.augment.table import CODES, IDENTITY, VALUES, Table
@@ -46,53 +47,95 @@ class Stage:
             self._stream = torch.cuda.Stream(device)
             self._reader = torch.cuda.current_stream(device)
 
-    def run(self, make: Callable[[], Batch]) -> Batch:
+    def run(self, make: Callable[[], Batch | Failures]) -> Batch | Failures:
         """``make()``, its tensors finished and safe to be read by the training thread."""
         if self._stream is None:
             return make()
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             batch = make()
             self._stream.synchronize()
-        for view in batch.views:
-            view.record_stream(self._reader)
+        if isinstance(batch, Batch):
+            for view in batch.views:
+                view.record_stream(self._reader)
         return batch
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What the parameters of a batch are drawn from, besides the policy."""
+
+    seed: int
+    epoch: int
+    step: int
+    index_N: np.ndarray  # int64 keys of the samples
+    sizes_N2: np.ndarray  # height, width of each image in pixels
+
+
 def batch_of(
-    policy: Policy, images: Tensor | Sequence[Tensor], drawn: Drawn, index_N: np.ndarray
+    policy: Policy, images: Tensor | Sequence[Tensor], index_N: np.ndarray, draw: Draw
 ) -> Batch:
-    """The views that ``drawn`` describes of whole images."""
-    views, drawn = render(policy, images, drawn)
-    return Batch(views, torch.from_numpy(index_N).to(views[0].device), drawn)
+    """The views of whole images; ``index_N`` says which ones they are."""
+    views, table = views_of(policy, images, **vars(draw))
+    return Batch(views, torch.from_numpy(index_N).to(views[0].device), table)
 
 
-def regions(drawn: Drawn, sizes_N2: np.ndarray) -> np.ndarray:
+def batch_of_regions(
+    policy: Policy,
+    decode: Callable[[np.ndarray], Sequence[Sequence[Tensor]] | Failures],
+    index_N: np.ndarray,
+    draw: Draw,
+    device: torch.device,
+) -> Batch | Failures:
+    """The same of the regions that the boxes touch: ``decode`` gets them as (V, N, 4) int64
+    (left, top, width, height) and returns them, V times N tensors, or what failed."""
+    table = sample(policy, **vars(draw), device=device)
+    region_VN4 = _touched(table, draw.sizes_N2)
+    images_VN = decode(region_VN4)
+    if isinstance(images_VN, dict):
+        return images_VN
+    views: list[Tensor] = []
+    for group, part in zip(policy.groups, table.tables, strict=True):
+        for values_NP, codes_NC in zip(part.values_VNP, part.codes_VNC, strict=True):
+            moved_NP = values_NP.clone()
+            moved_NP[:, :2] -= torch.from_numpy(region_VN4[len(views), :, :2]).to(moved_NP)
+            one = Table(moved_NP[None], codes_NC[None])
+            images = images_VN[len(views)]
+            views += augment(images, one, size=group.size, settings=group.settings).unbind(0)
+    return Batch(tuple(views), torch.from_numpy(index_N).to(device), table)
+
+
+def _touched(table: Drawn, sizes_N2: np.ndarray) -> np.ndarray:
     """(V, N, 4) int64: the whole pixels (left, top, width, height) that each view's box touches."""
-    box_VN4 = _boxes(drawn).double().cpu().numpy()
+    box_VN4 = torch.cat([part.values_VNP[..., :4] for part in table.tables]).double().cpu().numpy()
     width_height_N2 = sizes_N2[:, ::-1]
     low = np.clip(np.floor(box_VN4[..., :2]), 0, width_height_N2 - 1)
     high = np.clip(np.ceil(box_VN4[..., :2] + box_VN4[..., 2:]), low + 1, width_height_N2)
     return np.concatenate([low, high - low], axis=2).astype(np.int64)
 
 
-def batch_of_regions(
+def rehearsal(policy: Policy, image_shape: tuple[int, int, int], num_samples: int) -> Batch:
+    """A batch of noise with the shapes and the table of a training batch."""
+    images = torch.rand(num_samples, *image_shape)
+    index_N = np.arange(num_samples)
+    sizes_N2 = np.full((num_samples, 2), image_shape[1])
+    return batch_of(
+        policy, images, index_N, Draw(seed=0, epoch=0, step=0, index_N=index_N, sizes_N2=sizes_N2)
+    )
+
+
+def shown(
     policy: Policy,
-    region_VN: Sequence[Sequence[Tensor]],
-    drawn: Drawn,
-    origin_VN2: np.ndarray,
+    images: Sequence[Tensor],
     index_N: np.ndarray,
-) -> Batch:
-    """The same of the regions that the boxes touch, which begin at ``origin_VN2`` (left, top)."""
-    views: list[Tensor] = []
-    for group, table in zip(policy.groups, drawn.tables, strict=True):
-        for position in range(group.num_views):
-            values_NP = table.values_VNP[position].clone()
-            origin_N2 = torch.from_numpy(origin_VN2[len(views)]).to(values_NP)
-            values_NP[:, :2] -= origin_N2
-            moved = Table(values_NP[None], table.codes_VNC[position, None])
-            images = region_VN[len(views)]
-            views += augment(images, moved, size=group.size, settings=group.settings).unbind(0)
-    return Batch(tuple(views), torch.from_numpy(index_N).to(views[0].device), drawn)
+    names: Sequence[str],
+    *,
+    seed: int,
+) -> Shown:
+    """Images and their views in step 0, in [0, 1], to look at."""
+    sizes_N2 = np.array([image.shape[1:] for image in images])
+    draw = Draw(seed=seed, epoch=0, step=0, index_N=index_N, sizes_N2=sizes_N2)
+    batch = batch_of(policy.without_normalisation(), images, index_N, draw)
+    return Shown(tuple(image.float() / 255 for image in images), batch.views, tuple(names))
 
 
 def clean(images: Sequence[Tensor], *, size: int, settings: Settings) -> Tensor:
@@ -106,7 +149,3 @@ def clean(images: Sequence[Tensor], *, size: int, settings: Settings) -> Tensor:
     codes_NC = torch.zeros(len(images), len(CODES), dtype=torch.int32)
     table = Table(values_NP[None], codes_NC[None]).to(images[0].device)
     return augment(images, table, size=size, settings=settings)[0]
-
-
-def _boxes(drawn: Drawn) -> Tensor:
-    return torch.cat([table.values_VNP[..., :4] for table in drawn.tables])

@@ -155,7 +155,9 @@ def split_of(store: ShardStore) -> Split:
 def _in_folder(folder: str) -> list[str]:
     """*.tar in the folder and in the folders right below it."""
     patterns = (("*.tar",), ("*", "*.tar"))
-    return sorted(p for parts in patterns for p in glob.glob(os.path.join(glob.escape(folder), *parts)))
+    return sorted(
+        p for parts in patterns for p in glob.glob(os.path.join(glob.escape(folder), *parts))
+    )
 
 
 def _indexed(

@@ -1,21 +1,26 @@
-"""``--data`` to a source of batches: an embedded set by name, or a folder of images."""
+"""``--data`` to a source of batches: an embedded set, or images in files, shards and arrays."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fastssl.data.spirograph import SpirographSource
 
 if TYPE_CHECKING:
-    from fastssl.augment.policy import Policy
-    from fastssl.data.folder import Backend, FolderSource
+    from fastssl.data.arrays import ArraySource
+    from fastssl.data.encoded import Backend, EncodedSource
+    from fastssl.data.maker import Decoded
 
 EMBEDDED = ("spirograph",)
+FORMS = (
+    "a folder of images, tar shards ('DIR/shard-{000..009}.tar' or a folder of them), an array "
+    "file (.npy, .npz, .safetensors), torchvision:NAME:FOLDER"
+)
 
 
 def open_source(
@@ -28,36 +33,67 @@ def open_source(
     cache_dir: Path | None = None,
     max_bad: float | None = None,
     num_views: int = 2,
-    policy: Policy | None = None,
+    augment: str | None = None,
     backend: Backend = "auto",
+    decoded: Decoded = "whole",
     scan_budget_s: float | None = None,
-) -> SpirographSource | FolderSource:
-    """The source that ``--data`` names: "spirograph", or a path to a folder of images.
+) -> SpirographSource | EncodedSource | ArraySource:
+    """The source that ``--data`` names: "spirograph", or one of ``FORMS``.
 
-    ``cache_dir`` (inside the run folder) keeps what the header check found; None keeps nothing.
-    ``max_bad``, ``policy``, ``workers`` and ``backend`` matter to folders alone: files that cannot
-    be used are left out, unless they are more than the fraction ``max_bad``. ``device`` is where
-    batches will be wanted: on CUDA, DALI decodes and augments there. ``scan_budget_s`` bounds the
-    check of the files, for a source that only a plan is made of.
-    Raises ValueError naming --data for anything that cannot be trained on.
+    ``augment`` names the policy that views are drawn from; None: spirograph, or simclr for images.
+    ``device`` is where batches will be wanted: on CUDA, DALI decodes there and arrays live there.
+    The others matter to image files alone. ``cache_dir`` (inside the run folder) keeps what the
+    header check found; None keeps nothing. Files that cannot be used are left out, unless they are
+    more than the fraction ``max_bad``. ``decoded``: each image once, or a region for each view
+    (see EncodedSource). ``scan_budget_s`` bounds the check of the files, for a source that only a
+    plan is made of.
+    Raises ValueError naming --data or --augment for what cannot be trained on.
     """
     if data in EMBEDDED:
-        return SpirographSource(seed=seed, image_size=image_size, num_views=num_views)
-    _refuse_unknown(data)
-    from fastssl.data.folder import FolderSource  # PIL and torchvision only where needed
+        return SpirographSource(
+            seed=seed, image_size=image_size, num_views=num_views, augment=augment or data
+        )
+    from fastssl.augment.presets import preset
 
-    return FolderSource(
-        Path(data),
-        image_size=image_size,
+    policy = preset(augment or "simclr", image_size=image_size, num_views=num_views)
+    device = device or torch.device("cpu")
+    if data.endswith((".npy", ".npz", ".safetensors")):
+        return _arrays(data, policy=policy, device=device)
+    return _encoded(
+        data,
+        policy=policy,
+        device=device,
         workers=workers,
-        device=device or torch.device("cpu"),
         cache_dir=cache_dir,
         max_bad=max_bad,
-        num_views=num_views,
-        policy=policy,
         backend=backend,
+        decoded=decoded,
         scan_budget_s=scan_budget_s,
     )
+
+
+def _arrays(data: str, **options: Any) -> ArraySource:
+    if not os.path.isfile(data):
+        raise ValueError(f"--data {data}: no such file (looked in {os.getcwd()!r})")
+    from fastssl.data.arrays import open_arrays
+
+    return open_arrays(data, **options)
+
+
+def _encoded(data: str, **options: Any) -> EncodedSource | ArraySource:
+    """PIL, torchvision and DALI are imported only where they are needed."""
+    if data.startswith("torchvision:"):
+        from fastssl.data.named import open_named
+
+        return open_named(data, **options)
+    from fastssl.data.shards import names_shards, open_shards
+
+    if names_shards(data):
+        return open_shards(data, **options)
+    _refuse_unknown(data)
+    from fastssl.data.folder import open_folder
+
+    return open_folder(Path(data), **options)
 
 
 def _refuse_unknown(data: str) -> None:
@@ -66,11 +102,12 @@ def _refuse_unknown(data: str) -> None:
     names = ", ".join(EMBEDDED)
     if os.path.exists(data):
         raise ValueError(
-            f"--data {data}: expected a folder of images or one of: {names}; this is a file. "
+            f"--data {data}: expected {FORMS}, or one of: {names}; this is another file. "
             "Give the folder that holds it"
         )
     close = difflib.get_close_matches(data.lower(), EMBEDDED, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(
-        f"--data {data}: no such folder (looked in {os.getcwd()!r}), and not one of: {names}.{hint}"
+        f"--data {data}: no such folder (looked in {os.getcwd()!r}), and not one of: {names}; "
+        f"expected {FORMS}.{hint}"
     )
