@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.augment.drawn import Drawn
 from fastssl.losses import NTXentLoss
 from fastssl.methods.configs import SimCLRConfig
 from fastssl.nn.heads import projector
@@ -36,8 +37,12 @@ class SimCLR(nn.Module):
         self.projector = projector(int(backbone.num_features), config.projector_dims)  # type: ignore[arg-type]
         self.loss = NTXentLoss(config.temperature)
 
-    def forward(self, views: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, views: tuple[Tensor, Tensor], table: Drawn | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views, each (N, C, S, S), whose rows are the same N samples.
+
+        ``table``, the parameters that made the views, is not used.
 
         Both views pass the network as one batch, so that batch normalisation sees them together
         as in the paper; the order of the views does not matter.
