@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -143,7 +144,7 @@ def _opened(data: str, name: str, root: str) -> tuple[Any, Any | None]:
 
 
 def _test_split(make: Any, root: str, takes: Any, options: dict) -> Any | None:
-    choices = [{"train": False}] if "train" in takes else []
+    choices: list[dict[str, Any]] = [{"train": False}] if "train" in takes else []
     choices += [{"split": split} for split in _TEST_SPLITS] if "split" in takes else []
     for choice in choices:
         try:
@@ -205,12 +206,14 @@ def _store(
     files = [_files(part) for part in parts]
     if any(some is None for some in files):
         labels = [_labels(part) for part in parts]
-        label_M = [
-            np.full(len(p), -1) if label is None else label
-            for p, label in zip(parts, labels, strict=True)
-        ]
-        counts = [len(part) for part in parts]
-        return AskedStore(parts), np.concatenate(label_M), np.repeat(range(len(parts)), counts)
+        label_M = np.concatenate(
+            [
+                np.full(len(part), -1) if label is None else label
+                for part, label in zip(parts, labels, strict=True)
+            ]
+        )
+        part_M = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        return AskedStore(parts), label_M, part_M
     facts = {
         os.path.relpath(path, root): (label, number)
         for number, some in enumerate(files)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from fastssl.kernels.augment.op import augment
 from fastssl.kernels.augment.settings import Settings
 from fastssl.kernels.augment.table import CODES, IDENTITY, VALUES, Table
 
+Made = TypeVar("Made", Batch, Batch | Failures)
 _KEPT = 224 / 256  # of the shorter side of a large image to evaluate on
 
 
@@ -47,7 +49,7 @@ class Stage:
             self._stream = torch.cuda.Stream(device)
             self._reader = torch.cuda.current_stream(device)
 
-    def run(self, make: Callable[[], Batch | Failures]) -> Batch | Failures:
+    def run(self, make: Callable[[], Made]) -> Made:
         """``make()``, its tensors finished and safe to be read by the training thread."""
         if self._stream is None:
             return make()
@@ -113,7 +115,7 @@ def _touched(table: Drawn, sizes_N2: np.ndarray) -> np.ndarray:
     return np.concatenate([low, high - low], axis=2).astype(np.int64)
 
 
-def rehearsal(policy: Policy, image_shape: tuple[int, int, int], num_samples: int) -> Batch:
+def rehearsal(policy: Policy, image_shape: tuple[int, ...], num_samples: int) -> Batch:
     """A batch of noise with the shapes and the table of a training batch."""
     images = torch.rand(num_samples, *image_shape)
     index_N = np.arange(num_samples)

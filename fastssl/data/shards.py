@@ -1,7 +1,7 @@
 """WebDataset shards: plain tar files whose images are read where they lie.
 
-``--data 'DIR/train-{000..146}.tar'``, ``'DIR/*.tar'``, one tar file, or a folder of them (train/ and
-val/ in it are splits). The index is made once and kept in the run folder: any image can then be
+``--data 'DIR/train-{000..146}.tar'``, ``'DIR/*.tar'``, one tar file, or a folder of them (train/
+and val/ in it are splits). The index is made once and kept in the run folder: any image can then be
 read without a pass over its shard, so order, resume and replacement are those of a folder.
 """
 
@@ -90,7 +90,7 @@ def find_shards(data: str) -> tuple[str, list[str]]:
         raise ValueError(
             f"--data {data}: {len(paths)} shards are named, but there is no file {missing[0]}{more}"
         )
-    return os.path.dirname(os.path.commonprefix(paths)) or os.curdir, sorted(set(paths))
+    return os.path.commonpath(map(os.path.dirname, paths)) or os.curdir, sorted(set(paths))
 
 
 def expand(pattern: str) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fastssl.data import scan as scanning
-from fastssl.data.folder import TooManyBadFiles
+from fastssl.data.roster import TooManyBadFiles
 from fastssl.data.scan import scan
 from fastssl.data.sources import open_source
 
@@ -174,7 +174,7 @@ def test_bad_files_found_on_the_way_do_not_end_the_run(tmp_path, caplog):
     source = source_of(mostly_bad(tmp_path / "photos", good=10, noise=190), max_bad=None)
     for batch in take(source, 25):
         assert len(set(batch.index_N.tolist())) == 8, "a stand-in that is in the batch already"
-        assert all(source._scan.paths[int(i)].startswith("good") for i in batch.index_N)
+        assert all(source._store.paths[int(i)].startswith("good") for i in batch.index_N)
     assert len(source.report()["skipped"]) == 190
     assert sum("many bad files" in message for message in caplog.messages) == 1
 
@@ -245,7 +245,7 @@ def test_wrong_folders_are_refused_by_flag(tmp_path):
     with pytest.raises(ValueError, match=r"--data .*no such folder"):
         source_of(tmp_path / "missing")
     picture(1, (8, 8)).save(tmp_path / "one.png")
-    with pytest.raises(ValueError, match=r"--data .*this is a file"):
+    with pytest.raises(ValueError, match=r"--data .*this is another file"):
         source_of(tmp_path / "one.png")
     with pytest.raises(ValueError, match="batch_size is 5; add images"):
         source_of(tmp_path).steps_per_epoch(5)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fastssl.data import folder
+from fastssl.data import encoded
 from fastssl.data.folder_labels import find_split, labelled_indices
+from fastssl.data.roster import TooManyBadFiles
 from fastssl.data.sources import open_source
 
 CPU = torch.device("cpu")
@@ -99,8 +100,8 @@ def test_both_backends_find_the_same_damage_and_refill_alike(photos):
         assert torch.equal(a.index_N, b.index_N)
         assert not {int(i) for i in a.index_N} & {5, 13, 21}
         assert len(set(a.index_N.tolist())) == 8  # a stand-in is not in the batch already
-        for x, y in zip(a.params, b.params, strict=True):
-            assert np.array_equal(x.box_N4, y.box_N4)
+        (drawn,), (same,) = a.table.tables, b.table.tables
+        assert torch.equal(drawn.values_VNP, same.values_VNP)
 
 
 @pytest.mark.parametrize("backend", ["dali", "torchvision"])
@@ -129,7 +130,7 @@ def test_a_resumed_run_still_reports_what_an_earlier_start_found(photos, tmp_pat
 
 
 def test_too_much_damage_found_on_the_way_ends_the_run(photos):
-    with pytest.raises(folder.TooManyBadFiles, match=r"3 of 24|2 of 24"):
+    with pytest.raises(TooManyBadFiles, match=r"3 of 24|2 of 24"):
         take(photos, 6, max_bad=0.05)
 
 
@@ -151,7 +152,7 @@ def test_a_folder_that_cannot_be_opened_is_named(photos, monkeypatch):
 
 def test_without_dali_the_fallback_answers_and_says_so_once(photos, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    folder._say_no_dali.cache_clear()
+    encoded._say_no_dali.cache_clear()
     with caplog.at_level(logging.WARNING, logger="fastssl"):
         backends = [open_source(str(photos), image_size=32).backend for _ in range(2)]
     assert backends == ["torchvision"] * 2
@@ -163,10 +164,10 @@ def test_without_dali_the_fallback_answers_and_says_so_once(photos, monkeypatch,
     [
         "import fastssl.data.sources, fastssl.data.folder, sys; assert 'nvidia.dali' not in "
         "sys.modules",
-        "import torch, nvidia.dali; from fastssl.data.dali_graph import build_decoder; "
-        "build_decoder(device_id=None); print(torch.ones(3).sum())",
-        "import nvidia.dali, torch; from fastssl.data.dali_graph import build_decoder; "
-        "build_decoder(device_id=None); print(torch.ones(3).sum())",
+        "import torch, nvidia.dali; from fastssl.data.dali_graph import build; "
+        "build(batch_size=1, threads=1, device_id=None); print(torch.ones(3).sum())",
+        "import nvidia.dali, torch; from fastssl.data.dali_graph import build; "
+        "build(batch_size=1, threads=1, device_id=None); print(torch.ones(3).sum())",
     ],
     ids=["not imported early", "torch first", "DALI first"],
 )
