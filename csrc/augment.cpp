@@ -7,6 +7,7 @@
 
 #include "augment_backward.h"
 #include "augment_plan.h"
+#include "augment_steps.h"
 #include "augment_store.h"
 #include "pool.h"
 #include "threads.h"
@@ -19,28 +20,6 @@ using fastssl::Team;
 constexpr int kMostRanks = 64;
 constexpr double kPixelsPerRank = 2e4;  // below which one more thread does not pay
 
-// Steps [begin, end) on every pixel, a chunk at a time; after(at, count) follows on each chunk.
-template <class After>
-void sweep(const Ops& ops, int begin, int end, Planes planes, int64_t pixels, const After& after) {
-  for (int64_t at = 0; at < pixels; at += kChunk) {
-    const int64_t count = at + kChunk < pixels ? kChunk : pixels - at;
-    for (int k = begin; k < end; ++k) apply(ops.op[k], chunk_of(planes, at), count);
-    after(at, count);
-  }
-}
-
-// Steps up to contrast, whose mean grey is then known; returns the first step that is left.
-int run_to_contrast(Ops& ops, Planes planes, int64_t pixels) {
-  if (ops.contrast < 0) return 0;
-  ColourOp& contrast = ops.op[ops.contrast];
-  double total = 0;
-  sweep(ops, 0, ops.contrast, planes, pixels, [&](int64_t at, int64_t count) {
-    total += sum_grey(chunk_of(planes, at), count, contrast.red);
-  });
-  contrast.mean = float(total / double(pixels));
-  return ops.contrast;
-}
-
 void render(const AugmentCall& call, const Needs& needs, int64_t view, int64_t sample, Scratch& s) {
   const int64_t size = call.size, pixels = size * size;
   const auto nothing = [](int64_t, int64_t) {};
@@ -48,6 +27,7 @@ void render(const AugmentCall& call, const Needs& needs, int64_t view, int64_t s
   set_crop(call, needs, plan, &s.crop);
   Planes x = s.planes[0];
   run_crop(s.crop, *plan.image, call.image_dtype, x);
+  if (plan.clamps) apply_line(chunk_of(x, 0), pixels, 1.0f, 0.0f);
   if (plan.runs(fastssl::kAffine)) {
     run_affine(affine_of(plan.values + fastssl::kAngle, call.affine_nearest != 0), size, x, s.planes[1]);
     x = s.planes[1];
@@ -108,7 +88,7 @@ struct Job {
 void work(void* context, const Team& team) {
   Job& job = *static_cast<Job*>(context);
   Scratch scratch = {};
-  scratch.cut(job.call, job.needs, job.whole ? kPlaneSets : 2, job.whole, job.memory + team.id * job.bytes);
+  scratch.cut(job.call, job.needs, job.whole ? kPlaneSets : kForwardSets, job.whole, job.memory + team.id * job.bytes);
   for (;;) {
     const int64_t task = job.next.fetch_add(1, std::memory_order_relaxed);
     if (task >= job.tasks) return;
@@ -125,7 +105,7 @@ int run(const AugmentCall& call, Task task, int64_t tasks, bool whole) {
   if (ranks > tasks) ranks = tasks;
   if (ranks < 1) ranks = 1;
   Scratch measure = {};
-  const int64_t bytes = round_up(measure.cut(call, needs, whole ? kPlaneSets : 2, whole, nullptr), 4096);
+  const int64_t bytes = round_up(measure.cut(call, needs, whole ? kPlaneSets : kForwardSets, whole, nullptr), 4096);
   const Lease lease{size_t(ranks * bytes)};
   if (!lease.get()) return 1;
   Job job{call, needs, task, tasks, whole, lease.get(), bytes, {0}};

@@ -162,6 +162,47 @@ inline void build_axis(Axis& axis, const Span& span, int64_t extent, const Filte
   index_vectors(axis);
 }
 
+// Room for the weights of transposed(): by source pixel, of the outputs that it counts for.
+inline int64_t spread_weights(const Span& span, int64_t outputs, int64_t extent, const Filter& filter) {
+  const double per_pixel = double(outputs) / span.length;
+  const double bound = 2.0 * filter.half() * (per_pixel > 1.0 ? per_pixel : 1.0) + 3.0;
+  const double reach = span.length + 2.0;
+  const int64_t sources = round_up(reach < double(extent) ? int64_t(reach) + 1 : extent, 16);
+  return sources * (bound < double(outputs) ? int64_t(bound) : outputs);
+}
+
+// The same weights from the other side: outputs become sources. `to` holds the arrays, and `room`
+// weights at most.
+inline void transpose_axis(const Axis& from, int64_t room, Axis* to) {
+  to->outputs = from.length;
+  to->padded = round_up(from.length, kWide);
+  to->first = 0;
+  to->length = from.outputs;
+  to->taps = 1;
+  const auto weighs = [&](int64_t x, int64_t k) { return from.weight[k * from.padded + x]; };
+  for (int64_t q = 0; q < to->padded; ++q) to->low[q] = -1, to->relative[q] = 0;
+  for (int64_t x = 0; x < from.outputs; ++x)
+    for (int64_t k = 0; k < from.taps; ++k) {
+      if (weighs(x, k) == 0.0f) continue;
+      const int64_t q = from.low[x] + k;
+      if (to->low[q] < 0) to->low[q] = int32_t(x);
+      to->relative[q] = int32_t(x - to->low[q] + 1);
+      if (to->relative[q] > to->taps) to->taps = to->relative[q];
+    }
+  const int64_t most = room / to->padded;
+  if (to->taps > most) to->taps = most;
+  std::memset(to->weight, 0, size_t(to->taps * to->padded) * sizeof(float));
+  for (int64_t x = 0; x < from.outputs; ++x)
+    for (int64_t k = 0; k < from.taps; ++k) {
+      const int64_t q = from.low[x] + k;
+      if (weighs(x, k) == 0.0f || x - to->low[q] >= to->taps) continue;
+      to->weight[(x - to->low[q]) * to->padded + q] = weighs(x, k);
+    }
+  for (int64_t q = 0; q < from.length; ++q)
+    if (to->low[q] < 0) to->low[q] = 0;
+  index_vectors(*to);
+}
+
 // Sum over outputs and taps of products (taps, padded) with the derivatives of the weights by the
 // box's start and length, through its clipping; the taps are taken as fixed. `factor` as in
 // build_axis.

@@ -84,7 +84,7 @@ struct BlurRows {
     return count;
   }
   static int64_t padded_width(int64_t size, int64_t window) {
-    return round_up(size + 2 * window, 16) + 64;
+    return round_up(size + 4 * window, 16) + 64;
   }
   float* row(int64_t y) const { return ring + (y & mask) * width; }
 };

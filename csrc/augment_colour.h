@@ -7,12 +7,13 @@
 namespace {
 
 enum OpKind : int {
-  kClampOp, kBrightnessOp, kContrastOp, kSaturationOp, kHsvOp, kYiqOp, kGrayOp, kSolarizeOp,
+  kBrightnessOp, kContrastOp, kSaturationOp, kHsvOp, kYiqOp, kGrayOp, kSolarizeOp,
   kPosterizeOp,
 };
 
 struct ColourOp {
   OpKind kind;
+  bool idle;                         // the factor changes nothing; its derivatives are there
   float factor;
   float red;                         // weight of red in grey
   float mean;                        // contrast: mean grey of the image that it is applied to
@@ -27,7 +28,8 @@ FASTSSL_INLINE Chunk chunk_of(Planes planes, int64_t at) {
   return {planes[0] + at, planes[1] + at, planes[2] + at};
 }
 
-constexpr int64_t kChunk = 512;  // pixels: three rows of them and their copies lie in the first cache
+constexpr int64_t kChunk = 512;      // pixels: three planes of them lie in the first cache
+constexpr int64_t kBackChunk = 128;  // and so do those of every step here
 
 // body(r, g, b) on every vector of a chunk; the planes are padded.
 template <class Body> FASTSSL_INLINE void each_pixel(Chunk c, int64_t count, const Body& body) {
@@ -42,8 +44,8 @@ template <class Body> FASTSSL_INLINE void each_pixel(Chunk c, int64_t count, con
 
 // Largest and smallest channel, and 6 x hue in [0, 6); torchvision's rgb -> hsv without saturation.
 struct Hsv {
-  Pixel top, range, six;
-  Pixel numerator, safe;  // of the hue's fraction
+  Pixel top, bottom, range, six;
+  Pixel fraction;  // of a sixth, from the top channel's own hue
   Index red_top, green_top;
 };
 
@@ -56,13 +58,14 @@ FASTSSL_INLINE Pixel floor_small(Pixel x) {
 FASTSSL_INLINE Hsv hsv_of(Pixel r, Pixel g, Pixel b, float six_turns) {
   Hsv c;
   c.top = at_least(at_least(r, g), b);
-  c.range = c.top - at_most(at_most(r, g), b);
-  c.safe = c.range + one_where(c.range == 0.0f);
+  c.bottom = at_most(at_most(r, g), b);
+  c.range = c.top - c.bottom;
+  const Pixel divisor = c.range + one_where(c.range == 0.0f);
   c.red_top = r == c.top;
   c.green_top = g == c.top;
-  c.numerator = select<float>(c.red_top, g - b, select<float>(c.green_top, b - r, r - g));
+  c.fraction = select<float>(c.red_top, g - b, select<float>(c.green_top, b - r, r - g)) / divisor;
   const Pixel sector = keep_where(~c.red_top, select<float>(c.green_top, splat<float>(2.0f), splat<float>(4.0f)));
-  const Pixel six = c.numerator / c.safe + (sector + six_turns);
+  const Pixel six = c.fraction + (sector + six_turns);
   c.six = six - floor_small(six * (1.0f / 6.0f)) * 6.0f;
   return c;
 }
@@ -91,7 +94,7 @@ FASTSSL_INLINE void blend(Chunk c, int64_t count, float factor, float red) {
   });
 }
 
-inline void apply_affine_per_channel(Chunk c, int64_t count, float factor, float constant) {
+inline void apply_line(Chunk c, int64_t count, float factor, float constant) {
   each_pixel(c, count, [&](Pixel& r, Pixel& g, Pixel& b) FASTSSL_INLINE_LAMBDA {
     r = clamped(r * factor + constant);
     g = clamped(g * factor + constant);
@@ -138,11 +141,11 @@ inline void apply_solarize(Chunk c, int64_t count, float threshold) {
 }
 
 inline void apply(const ColourOp& op, Chunk c, int64_t count) {
+  if (op.idle) return;
   switch (op.kind) {
-    case kClampOp: return apply_affine_per_channel(c, count, 1.0f, 0.0f);
-    case kBrightnessOp: return apply_affine_per_channel(c, count, op.factor, 0.0f);
+    case kBrightnessOp: return apply_line(c, count, op.factor, 0.0f);
     case kContrastOp:
-      return apply_affine_per_channel(c, count, op.factor, (1.0f - op.factor) * op.mean);
+      return apply_line(c, count, op.factor, (1.0f - op.factor) * op.mean);
     case kSaturationOp: return blend(c, count, op.factor, op.red);
     case kHsvOp: return apply_hsv(c, count, op.factor);
     case kYiqOp: return apply_matrix(c, count, op.matrix);

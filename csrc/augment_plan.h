@@ -39,10 +39,10 @@ struct Ops {
   int value[kMostOps];  // column of the value that it is differentiated by, or -1
   int count, contrast;  // position of contrast, or -1
 
-  void add(OpKind kind, double factor, float red, int column) {
+  void add(OpKind kind, double factor, float red, int column, bool idle = false) {
     if (kind == kContrastOp) contrast = count;
     value[count] = column;
-    op[count++] = ColourOp{kind, float(factor), red, 0.0f, {}, {}};
+    op[count++] = ColourOp{kind, idle, float(factor), red, 0.0f, {}, {}};
   }
 };
 
@@ -50,7 +50,8 @@ struct Plan {
   const AugmentImage* image;
   const double* values;
   int stages;
-  Ops colour;  // clamp, jitter, grey
+  bool clamps;  // the crop, to [0, 1]
+  Ops colour;  // jitter, grey
   Ops tone;    // solarize, posterize: after the blur
   Rectangle erased;
 
@@ -79,8 +80,9 @@ inline void add_jitter(const AugmentCall& call, const double* values, int order_
   for (const int step : order) {
     const int column = fastssl::kBrightness + step;
     const double factor = values[column];
-    if (!every && factor == (step == 3 ? 0.0 : 1.0)) continue;
-    ops->add(step < 3 ? kinds[step] : call.yiq ? kYiqOp : kHsvOp, factor, red, column);
+    const bool idle = factor == (step == 3 ? 0.0 : 1.0);
+    if (idle && !every) continue;
+    ops->add(step < 3 ? kinds[step] : call.yiq ? kYiqOp : kHsvOp, factor, red, column, idle);
     if (step == 3 && call.yiq) fill_yiq(ops->op[ops->count - 1], factor);
   }
 }
@@ -95,7 +97,7 @@ inline Plan plan_of(const AugmentCall& call, int64_t view, int64_t sample, bool 
   plan.stages = codes[fastssl::kStages];
   plan.colour.contrast = plan.tone.contrast = -1;
   const float red = call.yiq ? 0.299f : 0.2989f;
-  if (call.bicubic && call.image_dtype == fastssl::kUint8) plan.colour.add(kClampOp, 1.0, red, -1);
+  plan.clamps = call.bicubic && call.image_dtype == fastssl::kUint8;
   if (plan.runs(fastssl::kJitter))
     add_jitter(call, values, codes[fastssl::kJitterOrder], every, &plan.colour);
   if (plan.runs(fastssl::kGrayscale)) plan.colour.add(kGrayOp, 1.0, red, -1);
@@ -118,8 +120,10 @@ inline int64_t blur_half(const AugmentCall& call) {
 // What the largest task of a call needs.
 struct Needs {
   int64_t taps_x, taps_y, source, rows;
+  int64_t spread;  // weights of the crop across, by source pixel
 
-  Needs(const AugmentCall& call, bool whole) : taps_x(1), taps_y(1), source(1), rows(1) {
+  Needs(const AugmentCall& call, bool whole)
+      : taps_x(1), taps_y(1), source(1), rows(1), spread(1) {
     for (int64_t i = 0; i < call.views * call.samples; ++i) {
       const AugmentImage& image = call.images[i % call.samples];
       const double* values = call.values + i * fastssl::kAugmentValues;
@@ -129,7 +133,9 @@ struct Needs {
       raise(&taps_x, most_taps(x, call.size, image.width, filter));
       raise(&taps_y, most_taps(y, call.size, image.height, filter));
       raise(&source, image.width);
-      if (whole) raise(&rows, Ring::rows(image.height));
+      if (!whole) continue;
+      raise(&rows, Ring::rows(image.height));
+      if (call.g_images) raise(&spread, spread_weights(x, call.size, image.width, filter));
     }
     raise(&rows, Ring::rows(taps_y));
   }
@@ -149,17 +155,20 @@ struct Cutter {
   }
 };
 
-constexpr int kPlaneSets = 4;
+// Crop, clamped crop, what jitter takes, gradient, what the blur takes, what it gives.
+enum PlaneSet : int { kCropped, kClamped, kMoved, kGradient, kBlurred, kSpare, kPlaneSets };
+constexpr int kForwardSets = 2;
 
 struct Scratch {
   Crop crop;
   Planes planes[kPlaneSets];
   BlurRows blur;
   float *blur_weight, *blur_slope;
-  float* chunks;      // of a backward: the inputs of every step on one chunk
-  double* products;   // of a backward: gradient by the weights of an axis
-
-  static constexpr int64_t kChunkFloats = (kMostOps + 2) * 3 * kChunk;
+  // Of a backward: inputs of every step on one chunk, gradients by the weights of an axis, a row
+  // with both its mirrored ends, the crop across by source pixel.
+  float *chunks, *partial, *spread_row;
+  double* products;
+  Axis back_x;
 
   int64_t cut(const AugmentCall& call, const Needs& needs, int plane_sets, bool whole, char* memory) {
     Cutter cutter{memory};
@@ -173,7 +182,7 @@ struct Scratch {
     cutter.cut(&crop.source, 3 * crop.source_step);
     crop.ring.width = wide;
     crop.ring.mask = needs.rows - 1;
-    cutter.cut(&crop.ring.memory, needs.rows * 3 * wide);
+    cutter.cut(&crop.ring.memory, needs.rows * 3 * wide + 2 * 16);
     for (int k = 0; k < plane_sets; ++k) {
       planes[k].step = Planes::plane_step(size);
       cutter.cut(&planes[k].data, 3 * planes[k].step);
@@ -187,8 +196,13 @@ struct Scratch {
     cutter.cut(&blur_slope, half + 1);
     if (whole) {
       const int64_t taps = needs.taps_x > needs.taps_y ? needs.taps_x : needs.taps_y;
-      cutter.cut(&chunks, kChunkFloats);
+      cutter.cut(&chunks, (kMostOps + 1) * 3 * kBackChunk);
       cutter.cut(&products, taps * wide);
+      cutter.cut(&partial, taps * wide);
+      cutter.cut(&spread_row, BlurRows::padded_width(size, half));
+      char* arrays = nullptr;
+      cutter.cut(&arrays, axis_bytes(needs.source, 0) + needs.spread * 4);
+      if (memory) place_axis(back_x, arrays, needs.source);
     }
     return cutter.used;
   }
