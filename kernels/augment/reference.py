@@ -46,9 +46,7 @@ def render(
         x_VN3SS = crop(x_N3HW, sizes_N2, boxes_VN4, size, settings.interpolation)
         if images[0].dtype == torch.uint8 and settings.interpolation == "bicubic":
             x_VN3SS = x_VN3SS.clamp(0, 1)
-        x_M3SS, values_MP, codes_MC = (
-            x.flatten(0, 1) for x in (x_VN3SS, values_VNP, codes_VNC)
-        )
+        x_M3SS, values_MP, codes_MC = (x.flatten(0, 1) for x in (x_VN3SS, values_VNP, codes_VNC))
         for stage, (run, operands) in stages(values_MP, codes_MC, settings).items():
             runs_M = (codes_MC[:, CODES.index("stages")] & STAGE_BIT[stage]) != 0
             x_M3SS = on_rows(runs_M, run, x_M3SS, *operands)

@@ -1,6 +1,6 @@
 """Gaussian blur in plain torch: reflect padding and kernel as one matrix for each axis.
 
-    k_j = exp(-j^2 / (2 sigma^2)) / sum, |j| <= window // 2
+k_j = exp(-j^2 / (2 sigma^2)) / sum, |j| <= window // 2
 """
 
 # shapes: M views of samples, S side of a view, K window
