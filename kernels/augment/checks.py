@@ -30,9 +30,10 @@ def as_list(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
     if isinstance(images, Tensor):
         _check_image("images", images, 4, "(N, 3, H, W) or a sequence of (3, H, W)")
         return [images]
-    if not isinstance(images, Sequence) or isinstance(images, str | bytes) or not images:
-        what = type(images).__name__ if not isinstance(images, Sequence) else "an empty sequence"
-        raise bad("images", "a tensor (N, 3, H, W) or a sequence of tensors (3, H, W)", what)
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        raise bad("images", "a tensor or a sequence of tensors", type(images).__name__)
+    if len(images) == 0:
+        raise bad("images", "at least one image", "an empty sequence")
     for position, image in enumerate(images):
         _check_image(f"images[{position}]", image, 3, "(3, H, W)")
         if image.dtype != images[0].dtype:

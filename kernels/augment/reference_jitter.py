@@ -82,22 +82,24 @@ def hue_hsv(x_M3SS: Tensor, turns_M: Tensor) -> Tensor:
     away = torch.stack([(sixths + n).remainder(6) for n in (5, 3, 1)], dim=1)
     drop_M3SS = torch.where(away < 2, away, 4 - away).clamp(0, 1)
     turned = top[:, None] - spread[:, None] * drop_M3SS
-    return _unless_zero(turns_M, x_M3SS, turned)
+    # no turn: the value of x itself with the derivatives of the step
+    kept = x_M3SS.detach() + (turned - turned.detach())
+    return torch.where(turns_M[:, None, None, None] == 0, kept, turned)
 
 
 def hue_yiq(x_M3SS: Tensor, turns_M: Tensor) -> Tensor:
-    """Chroma rotated by 2 pi turns in YIQ, unclamped."""
-    cos_M, sin_M = (2 * math.pi * turns_M).cos(), (2 * math.pi * turns_M).sin()
+    """Chroma rotated by 2 pi turns in YIQ, unclamped.
+
+    The rotation less the identity is applied on its own, so that no turn is exactly no change.
+    """
+    cos_M1, sin_M1 = (f(2 * math.pi * turns_M)[:, None] for f in (torch.cos, torch.sin))
     to_yiq_33, to_rgb_33 = (x_M3SS.new_tensor(matrix) for matrix in (YIQ, RGB))
     luma, in_phase, quadrature = (to_yiq_33 @ x_M3SS.flatten(2)).unbind(1)
-    cos_M1, sin_M1 = cos_M[:, None], sin_M[:, None]
-    rotated = (luma, cos_M1 * in_phase - sin_M1 * quadrature)
-    rotated += (sin_M1 * in_phase + cos_M1 * quadrature,)
-    turned = (to_rgb_33 @ torch.stack(rotated, dim=1)).view_as(x_M3SS)
-    return _unless_zero(turns_M, x_M3SS, turned)
-
-
-def _unless_zero(turns_M: Tensor, x_M3SS: Tensor, turned_M3SS: Tensor) -> Tensor:
-    """``turned``; for no turn the value of ``x`` with the derivatives of ``turned``."""
-    kept = x_M3SS.detach() + (turned_M3SS - turned_M3SS.detach())
-    return torch.where(turns_M[:, None, None, None] == 0, kept, turned_M3SS)
+    moved = (
+        torch.zeros_like(luma),
+        (cos_M1 - 1) * in_phase - sin_M1 * quadrature,
+        sin_M1 * in_phase + (cos_M1 - 1) * quadrature,
+    )
+    there_and_back = (to_rgb_33 @ to_yiq_33 @ x_M3SS.flatten(2)).view_as(x_M3SS)
+    start = torch.where(turns_M[:, None, None, None] == 0, x_M3SS, there_and_back)
+    return start + (to_rgb_33 @ torch.stack(moved, dim=1)).view_as(x_M3SS)
