@@ -202,7 +202,7 @@ def read_arrays(path: str) -> dict[str, Any]:
         if path.endswith(".npy"):
             return {"images": np.load(path, mmap_mode="c", allow_pickle=False)}
         if path.endswith(".npz"):
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 _check_keys(file.files)
                 return {key: file[key] for key in KEYS if key in file.files}
         from safetensors import safe_open

@@ -68,9 +68,9 @@ class ShardStore:
 
 def names_shards(data: str) -> bool:
     """Whether ``--data`` is a tar file, a pattern of them, or a folder that holds some."""
-    if data.endswith(".tar"):
-        return True
-    return os.path.isdir(data) and bool(_in_folder(data))
+    if os.path.isdir(data):
+        return bool(_in_folder(data))
+    return data.endswith(".tar")
 
 
 def find_shards(data: str) -> tuple[str, list[str]]:
@@ -153,11 +153,11 @@ def split_of(store: ShardStore) -> Split:
 
 
 def _in_folder(folder: str) -> list[str]:
-    """*.tar in the folder and in the folders right below it."""
-    patterns = (("*.tar",), ("*", "*.tar"))
-    return sorted(
-        p for parts in patterns for p in glob.glob(os.path.join(glob.escape(folder), *parts))
-    )
+    """Files *.tar in the folder and in the folders right below it."""
+    root = glob.escape(folder)
+    below = (os.path.join(root, "*.tar"), os.path.join(root, "*", "*.tar"))
+    found = (path for pattern in below for path in glob.glob(pattern))
+    return sorted(path for path in found if os.path.isfile(path))
 
 
 def _indexed(

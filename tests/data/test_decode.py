@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,18 +17,13 @@ from fastssl.data.decode import decode
 from fastssl.data.headers import MAX_PIXELS, BadFile, check, has_sound_scan
 from fastssl.data.pil_decoder import PilDecoder
 from fastssl.data.store import Encoded
+from tests.data.pictures import damaged, stored
 
 
 def scene(width: int = 40, height: int = 24) -> Image.Image:
     row, column = np.mgrid[:height, :width]
     pixels = np.stack([6 * column, 10 * row, 255 - 3 * column - 5 * row], axis=2)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def stored(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def read_back(tmp_path, content: bytes) -> np.ndarray:
@@ -152,17 +146,11 @@ def test_a_damaged_scan_gets_one_verdict(tmp_path):
         assert list(failures) == [1] and "cannot be decoded" in failures[1]
 
 
-def without_quantisation(content: bytes) -> bytes:
-    begin = content.index(b"\xff\xdb")
-    end = begin + 2 + int.from_bytes(content[begin + 2 : begin + 4], "big")
-    return content[:begin] + content[end:]
-
-
 def test_a_file_that_breaks_the_pipeline_is_found_and_the_pipeline_rebuilt(tmp_path):
     paths = [tmp_path / f"{i}.jpg" for i in range(3)]
     for path in paths:
         path.write_bytes(stored(scene(), "JPEG"))
-    paths[1].write_bytes(without_quantisation(stored(scene(), "JPEG")))
+    paths[1].write_bytes(damaged(stored(scene(), "JPEG")))
     samples = encoded(*paths)
     assert samples[1].header.plain
     dali, _ = decoders()
