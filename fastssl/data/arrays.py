@@ -91,7 +91,8 @@ class ArraySource:
         return Prefetcher(make, start=start_step)
 
     def _batch(self, images: Tensor, device: torch.device, draw: rendering.Draw) -> Batch:
-        chosen = images[torch.from_numpy(draw.index_N).to(images.device)]
+        with rendering.one_thread():
+            chosen = images[torch.from_numpy(draw.index_N).to(images.device)]
         chosen = chosen.to(device, non_blocking=True)
         return rendering.batch_of(self.policy, chosen, draw.index_N, draw)
 

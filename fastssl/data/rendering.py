@@ -8,7 +8,8 @@ when it is finished there.
 # shapes: N samples, V views, S side, P values, C codes
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from fastssl.augment.drawn import Drawn
 from fastssl.augment.policy import Policy
-from fastssl.augment.render import views_of
+from fastssl.augment.render import render, with_base
 from fastssl.augment.sample import sample
 from fastssl.data.batch import Batch, Shown
 from fastssl.data.pil_decoder import Failures
@@ -73,11 +74,31 @@ class Draw:
     sizes_N2: np.ndarray  # height, width of each image in pixels
 
 
+def drawn(policy: Policy, draw: Draw, device: torch.device) -> Drawn:
+    """The table of a batch."""
+    with one_thread():
+        return sample(policy, **vars(draw), device=device)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Small tensor operations stay in this thread: beside a training step that holds the cores,
+    each would wait for a second thread longer than it takes (1 ms becomes 100 ms)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def batch_of(
     policy: Policy, images: Tensor | Sequence[Tensor], index_N: np.ndarray, draw: Draw
 ) -> Batch:
     """The views of whole images; ``index_N`` says which ones they are."""
-    views, table = views_of(policy, images, **vars(draw))
+    table = drawn(policy, draw, images[0].device)
+    table = with_base(policy, images, table)
+    views = render(policy, images, table)
     return Batch(views, torch.from_numpy(index_N).to(views[0].device), table)
 
 
@@ -90,7 +111,7 @@ def batch_of_regions(
 ) -> Batch | Failures:
     """The same of the regions that the boxes touch: ``decode`` gets them as (V, N, 4) int64
     (left, top, width, height) and returns them, V times N tensors, or what failed."""
-    table = sample(policy, **vars(draw), device=device)
+    table = drawn(policy, draw, device)
     region_VN4 = _touched(table, draw.sizes_N2)
     images_VN = decode(region_VN4)
     if isinstance(images_VN, dict):

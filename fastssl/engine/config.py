@@ -21,7 +21,9 @@ class TrainConfig:
     method: str = "simclr"
     """Method to train (its own options are listed below with these)."""
     data: str = "spirograph"
-    """`spirograph` (embedded, procedural) or a folder of images, nested or flat."""
+    """`spirograph` (embedded, procedural); a folder of images, nested or flat; WebDataset shards
+    (a folder of .tar files, or DIR/shard-{000..009}.tar); arrays (.npz, .safetensors with images
+    and perhaps labels; .npy); or torchvision:NAME:FOLDER (never downloaded)."""
     augment: str = "spirograph"
     """Policy that the views are drawn from. Folders: simclr, mocov2, invclr, swav, dissl,
     dissl-coarse, byol, byol-1, byol-2, amortised-2 or amortised-5; spirograph: spirograph or

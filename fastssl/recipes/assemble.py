@@ -67,7 +67,7 @@ def plan(run: Run) -> list[str]:
         device=parts.device,
         backends=backends(parts),
     )
-    loader = getattr(parts.source, "backend", "PyTorch, vectorised")
+    loader = getattr(parts.source, "loading", "PyTorch, vectorised")
     readout = usual_kind(parts.source) or "none: the data has no labels"
     lines += [f"{'data loader':<18}{loader}", f"{'scored by':<18}{readout}"]
     found = parts.source.report()

@@ -22,10 +22,16 @@ def data_kind(data: str) -> str:
 
 
 def short_name(data: str) -> str:
-    """What ``data`` is called in the name of a run folder: "spirograph", or the folder's own."""
+    """What ``data`` is called in the name of a run folder: "spirograph", the name of a
+    torchvision set, or that of the folder or file."""
     if data_kind(data) != "folder":
         return data
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(data).absolute().name).strip("-.") or "folder"
+    if data.startswith("torchvision:"):
+        return data.split(":")[1].lower() or "torchvision"
+    name = Path(data).absolute().name
+    for suffix in (".npy", ".npz", ".safetensors", ".tar"):
+        name = re.sub(r"\{[^}]*\}", "", name).removesuffix(suffix)
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "folder"
 
 
 def default_run(method: str, data: str) -> Run:
