@@ -141,9 +141,7 @@ def as_drawn(views: list[ViewParams]) -> Drawn:
     for view, params in enumerate(views):
         values_VNP[view, :, :4] = torch.from_numpy(params.box_N4)
         for name in ("brightness", "contrast", "saturation", "hue", "sigma"):
-            values_VNP[view, :, VALUES.index(name)] = torch.from_numpy(
-                getattr(params, f"{name}_N")
-            )
+            values_VNP[view, :, VALUES.index(name)] = torch.from_numpy(getattr(params, f"{name}_N"))
         runs = {
             "hflip": params.flip_N,
             "jitter": params.brightness_N != 1,

@@ -27,9 +27,7 @@ class Batch:
         if device.type == "cpu":
             return self
         moved = tuple(view.to(device, non_blocking=True) for view in self.views)
-        return Batch(
-            moved, self.index_N.to(device, non_blocking=True), self.table.to(device)
-        )
+        return Batch(moved, self.index_N.to(device, non_blocking=True), self.table.to(device))
 
 
 @dataclass(frozen=True)

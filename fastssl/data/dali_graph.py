@@ -1,8 +1,8 @@
 """The DALI graph of a training batch: decode once, then every view from its parameter table.
 
 Per view: crop+resize (triangle filter with antialias, over the pixels around the crop too), colour
-(out = A x + B mean(x), clamped), Gaussian blur, flip, normalise: augment/linear_policy.py's order. The
-same graph runs on the CPU (``device_id=None``) and on a CUDA device (mixed decoding).
+(out = A x + B mean(x), clamped), Gaussian blur, flip, normalise: the order of
+augment/linear_policy.py. The same graph runs on the CPU (``device_id=None``) and on CUDA.
 """
 
 # shapes: N samples, C channels, S side

@@ -25,7 +25,7 @@ from torch import Tensor
 from fastssl.augment import keyed
 from fastssl.augment.linear_policy import as_drawn, draw, from_policy
 from fastssl.augment.presets import preset
-from fastssl.augment.render import views_of
+from fastssl.augment.rendering import views_of
 from fastssl.data.batch import Batch, Labelled, Shown, check_batch_size, part
 from fastssl.data.dali_reader import DaliReader
 from fastssl.data.decode import decode, read

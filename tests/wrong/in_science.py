@@ -46,13 +46,15 @@ METHODS = (
 DATA = (
     _data("epoch-ignored", "augment/keyed", "int(epoch) & _MASK", "0"),
     _data("seed-ignored", "augment/keyed", "int(seed) & _MASK", "0"),
-    _data("stream-ignored", "augment/keyed", ", _stream_key(stream))", ")"),
+    _data("stream-ignored", "augment/keyed", ", stream_key(stream))", ", 0)"),
     _data(
         "index-ignored", "augment/keyed", "(index.astype(np.uint64)[:, None]", "(0 * index[:, None]"
     ),
     _data("uniform-never-above-half", "augment/keyed", "* 2.0**-53", "* 2.0**-54"),
-    _data("views-are-the-same", "data/spirograph", 'stream=f"view{view}")', 'stream="view")'),
-    _data("views-do-not-change", "data/spirograph", "epoch=epoch, stream=f", "epoch=0, stream=f"),
+    _data("views-are-the-same", "augment/spirograph", 'stream=f"view{view}")', 'stream="view")'),
+    _data(
+        "views-do-not-change", "augment/spirograph", "epoch=epoch, stream=f", "epoch=0, stream=f"
+    ),
     _data("order-does-not-change", "data/spirograph", "order(epoch)[", "order(0)["),
     _data(
         "test-objects-are-training-objects",
@@ -61,10 +63,16 @@ DATA = (
         'draw_targets(index_n, seed=self._seed, split="train")',
     ),
     _data(
-        "curve-turns-the-wrong-way", "data/spirograph", "- h * turn_NJ.sin()", "+ h * turn_NJ.sin()"
+        "curve-turns-the-wrong-way",
+        "augment/spirograph",
+        "- h * turn_NJ.sin()",
+        "+ h * turn_NJ.sin()",
     ),
     _data(
-        "foreground-is-background", "data/spirograph", "front_NC - back_NC,", "back_NC - front_NC,"
+        "foreground-is-background",
+        "augment/spirograph",
+        "front_NC - back_NC,",
+        "back_NC - front_NC,",
     ),
     _data(
         "resumes-one-batch-early",
