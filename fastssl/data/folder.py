@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fastssl.augment import keyed
-from fastssl.augment.linear_policy import as_drawn, draw, from_policy
+from fastssl.augment.linear_policy import Policy, as_drawn, draw, from_policy
 from fastssl.augment.presets import preset
 from fastssl.augment.rendering import views_of
 from fastssl.data.batch import Batch, Labelled, Shown, check_batch_size, part
@@ -66,7 +66,6 @@ class FolderSource:
         self.name = os.path.basename(os.path.abspath(root)) or "folder"
         self.image_shape = (3, image_size, image_size)
         self._preset = preset(augment, image_size=image_size, num_views=num_views)
-        self.policy = from_policy(self._preset)
         self.num_views = self._preset.num_views
         self._workers, self._max_bad = workers, max_bad
         self._device = device or torch.device("cpu")
@@ -87,8 +86,14 @@ class FolderSource:
         self._warned = False
         self._weigh_bad()
 
+    @cached_property
+    def policy(self) -> Policy:
+        """What the backends draw from; ValueError for a preset that they cannot render."""
+        return from_policy(self._preset)
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Full batches in one pass; the incomplete last one is left out."""
+        assert self.policy is not None
         unusable = f" ({self._bad_files()})" if self._scan.skipped else ""
         check_batch_size(batch_size, self.num_samples, f"{self.name}{unusable}")
         return self.num_samples // batch_size
@@ -309,7 +314,7 @@ class FolderSource:
             with ThreadPoolExecutor(max_workers=max(1, self._workers)) as pool:
                 pixels = list(pool.map(lambda p: self._clean(int(good[p])), position_N))
             x_N3SS = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float()
-            return normalise(x_N3SS, self.policy)
+            return normalise(x_N3SS, self._preset.groups[0].settings)
 
         return Labelled(classes, "classification", self._split.classes, render)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from fastssl.augment.linear_policy import Policy, ViewParams, blur_windows, colour_maps
 from fastssl.data.decode import decode, read
 from fastssl.data.headers import BadFile, Header
+from fastssl.kernels.augment.settings import Settings
 
 Failures = dict[int, str]  # slot -> reason
 
@@ -89,8 +90,9 @@ def finish(pixel_NSS3: Tensor, params: ViewParams, policy: Policy) -> Tensor:
     return normalise(torch.where(flip_N, x_N3SS.flip(3), x_N3SS), policy)
 
 
-def normalise(x_N3SS: Tensor, policy: Policy) -> Tensor:
+def normalise(x_N3SS: Tensor, policy: Policy | Settings) -> Tensor:
     """Pixels 0..255 to zero mean and unit deviation under the policy's statistics."""
+    assert policy.mean is not None and policy.std is not None
     mean_3 = 255.0 * torch.tensor(policy.mean)
     std_3 = 255.0 * torch.tensor(policy.std)
     return ((x_N3SS - mean_3[:, None, None]) / std_3[:, None, None]).contiguous()
