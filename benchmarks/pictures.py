@@ -59,7 +59,10 @@ def mirrored(rng: np.random.Generator, picture: np.ndarray, shore: int) -> np.nd
     depth = np.arange(HEIGHT - shore)
     ripple = (3 * np.sin(depth / 2.5 + rng.uniform(0, 6)) * depth / HEIGHT * 4).astype(int)
     below = np.stack(
-        [np.roll(picture[max(0, shore - 1 - d)], r, axis=0) for d, r in zip(depth, ripple)]
+        [
+            np.roll(picture[max(0, shore - 1 - d)], r, axis=0)
+            for d, r in zip(depth, ripple, strict=True)
+        ]
     )
     tint = np.array((0.7, 0.82, 0.95))
     return np.concatenate([picture[:shore], below * tint])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import random
 import tempfile
@@ -144,6 +145,31 @@ class Linear(nn.Module):
 
     def features(self, x):
         return self.backbone(x)
+
+
+class Travelling:
+    """A table that says where it has been moved to."""
+
+    def __init__(self, name, device=None):
+        self.name, self.device = name, device
+
+    def to(self, device):
+        return Travelling(self.name, device)
+
+
+def test_a_method_gets_the_table_of_its_own_micro_batch(toy):
+    seen = []
+
+    class Reading(Linear):
+        def forward(self, views, table):
+            seen.append((table.name, table.device))
+            return super().forward(views, table)
+
+    train, _, _ = build(Reading(), "sgd")
+    batch = toy.ToyBatch(views(toy, 0).views, torch.arange(4))
+    batches = [dataclasses.replace(batch, table=Travelling(name)) for name in "ab"]
+    train([place_batch(b, CPU) for b in batches], step=0, lr=0.1)
+    assert seen == [("a", CPU), ("b", CPU)]
 
 
 def test_accumulation_averages_gradients_loss_and_metrics(toy):

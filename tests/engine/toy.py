@@ -39,7 +39,7 @@ from fastssl.engine.signals import StopSignals
 class ToyBatch:
     views: tuple[Tensor, ...]
     index_N: Tensor
-    table: None = None
+    table: object = None
 
 
 class ToyBatches:

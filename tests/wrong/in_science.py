@@ -82,6 +82,66 @@ DATA = (
     ),
 )
 
+
+def _policy(name: str, file: str, old: str, new: str, test: str) -> Mutant:
+    return Mutant(
+        f"augment-{name}", f"fastssl/augment/{file}.py", old, new, (f"tests/augment/{test}.py",)
+    )
+
+
+AUGMENT = (
+    Mutant(
+        "augment-table-does-not-reach-the-method",
+        "fastssl/engine/step.py",
+        "self._forward(batch.views, batch.table)",
+        "self._forward(batch.views, batches[0].table)",
+        ("tests/engine/test_step.py::test_a_method_gets_the_table_of_its_own_micro_batch",),
+    ),
+    _policy("shift-copies-the-sign", "counter", "(1 << (64 - places)) - 1", "-1", "test_counter"),
+    _policy("corner-is-always-the-first", "sampling", "% num_corners", "% 1", "test_presets"),
+    _policy(
+        "attempt-that-does-not-fit",
+        "crop",
+        "fits_VNA.to(torch.int8)",
+        "w_VNA.ge(1).to(torch.int8)",
+        "test_crop",
+    ),
+    _policy(
+        "last-place-is-never-drawn", "crop", "(width_N - w_VN + 1)", "(width_N - w_VN)", "test_crop"
+    ),
+    _policy(
+        "views-are-the-same", "sampling", 'f"augment/view{view}"', '"augment/view"', "test_sampling"
+    ),
+    _policy(
+        "order-is-fixed",
+        "sampling",
+        "order_VN * limits.shuffled_V[:, None]",
+        "order_VN * 0",
+        "test_presets",
+    ),
+    _policy(
+        "base-has-the-jitter",
+        "rendering",
+        'STAGES.index("jitter")]',
+        'STAGES.index("gray")]',
+        "test_sampling",
+    ),
+    _policy(
+        "byol-is-symmetric",
+        "presets",
+        "image_size, num_views, (0, 1))",
+        "image_size, num_views, (0,))",
+        "test_presets",
+    ),
+    _policy(
+        "bits-are-not-the-corners",
+        "sampling",
+        "torch.tensor(corner.bits,",
+        "torch.tensor(policy.corners[0].bits,",
+        "test_presets",
+    ),
+)
+
 EVALUATION = (
     Mutant(
         "lambda-chosen-on-what-it-was-fitted-to",
@@ -161,4 +221,4 @@ AVERAGES = (
     _ema("is-trained", ".requires_grad_(False)", ""),
 )
 
-MUTANTS = METHODS + DATA + EVALUATION + AVERAGES
+MUTANTS = METHODS + DATA + AUGMENT + EVALUATION + AVERAGES
