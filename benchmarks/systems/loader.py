@@ -25,7 +25,7 @@ from benchmarks.machine import describe, facts
 from benchmarks.systems import loader_dali
 from benchmarks.targets import at_least, conclude, keep
 from fastssl.augment.presets import preset
-from fastssl.augment.sample import sample
+from fastssl.augment.sampling import sample
 from fastssl.data.dali_decoder import DaliDecoder
 from fastssl.data.headers import check
 from fastssl.data.sources import open_source

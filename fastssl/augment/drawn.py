@@ -3,7 +3,7 @@
 # shapes: V views, N samples, O operators, K bits, T object parameters, A nuisances, S side
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -33,21 +33,38 @@ class Drawn:
 
     def to(self, device: torch.device) -> Drawn:
         """The same on ``device``."""
-        return Drawn(**{field.name: _moved(getattr(self, field.name), device) for field in fields(self)})
+        names = [field.name for field in fields(self)]
+        return Drawn(**{name: _moved(getattr(self, name), device) for name in names})
 
-    def rows(self, chosen: slice) -> Drawn:
-        """The same for some of the samples."""
-        return Drawn(
-            labels_VNO=self.labels_VNO[:, chosen],
-            bits_K=self.bits_K,
-            corner=self.corner,
+    def rows(self, chosen_n: Tensor) -> Drawn:
+        """The table of the samples at the positions ``chosen_n`` (n,) int64."""
+        nuisance = self.nuisance_VNA
+        return replace(
+            self,
+            labels_VNO=self.labels_VNO[:, chosen_n],
             tables=tuple(
-                Table(table.values_VNP[:, chosen], table.codes_VNC[:, chosen])
+                Table(table.values_VNP[:, chosen_n], table.codes_VNC[:, chosen_n])
                 for table in self.tables
             ),
-            base=tuple(view[chosen] for view in self.base),
-            object_NT=None if self.object_NT is None else self.object_NT[chosen],
-            nuisance_VNA=None if self.nuisance_VNA is None else self.nuisance_VNA[:, chosen],
+            base=tuple(view[chosen_n] for view in self.base),
+            object_NT=None if self.object_NT is None else self.object_NT[chosen_n],
+            nuisance_VNA=None if nuisance is None else nuisance[:, chosen_n],
+        )
+
+    def views(self, chosen_v: Tensor) -> Drawn:
+        """The table of the views at the positions ``chosen_v`` (v,), where all are one group."""
+        nuisance = self.nuisance_VNA
+        if len(self.tables) > 1:
+            raise ValueError(f"views: expected one group of views, received {len(self.tables)}")
+        return replace(
+            self,
+            labels_VNO=self.labels_VNO[chosen_v],
+            tables=tuple(
+                Table(table.values_VNP[chosen_v], table.codes_VNC[chosen_v])
+                for table in self.tables
+            ),
+            base=tuple(self.base[view] for view in chosen_v.tolist()) if self.base else (),
+            nuisance_VNA=None if nuisance is None else nuisance[chosen_v],
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 from fastssl.kernels.augment.settings import Settings
@@ -58,7 +59,7 @@ class Ranges:
         self._check("kept", (self.kept,), 0.0, 1.0)
 
     def _check(self, name: str, values: tuple[float, ...], least: float, most: float) -> None:
-        ordered = all(a <= b for a, b in zip(values, values[1:], strict=False))
+        ordered = all(a <= b for a, b in pairwise(values))
         positive = name not in ("scale", "ratio", "sigma", "kept") or values[0] > 0
         if not (ordered and positive and all(least <= value <= most for value in values)):
             raise ValueError(

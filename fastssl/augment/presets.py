@@ -43,9 +43,7 @@ def mocov2(image_size: int, num_views: int = 2) -> Policy:
     cut by the side, hence 13 px = 3 sigma to each side. Under 64 px no blur (ours, as SimCLR B.9).
     """
     blur = 0.5 if image_size >= SMALL else 0.0
-    ranges = Ranges(
-        scale=(0.2, 1.0), jitter=0.8, **reach(0.4, 0.4, 0.4, 0.1), gray=0.2, blur=blur
-    )
+    ranges = Ranges(scale=(0.2, 1.0), jitter=0.8, **reach(0.4, 0.4, 0.4, 0.1), gray=0.2, blur=blur)
     settings = Settings(blur_window=13, **IMAGENET)
     return alike("mocov2", ranges, Group(size=image_size, num_views=num_views, settings=settings))
 
@@ -61,9 +59,7 @@ def invclr(image_size: int, num_views: int = 2) -> Policy:
     ranges = Ranges(jitter=0.8, **reach(0.4, 0.4, 0.4, 0.1), jitter_order="fixed", gray=0.2)
     settings = Settings(interpolation="bicubic", hue="yiq", **CIFAR10)
     group = Group(size=image_size, num_views=num_views, settings=settings)
-    return alike(
-        "invclr", ranges, group, alpha=("brightness", "contrast", "saturation", "hue")
-    )
+    return alike("invclr", ranges, group, alpha=("brightness", "contrast", "saturation", "hue"))
 
 
 def swav(image_size: int, num_views: int = 2) -> Policy:

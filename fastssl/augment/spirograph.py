@@ -20,7 +20,7 @@ from torch import Tensor
 from fastssl.augment import keyed
 from fastssl.augment.drawn import Drawn
 from fastssl.augment.presets import check_name
-from fastssl.augment.sample import corner_at
+from fastssl.augment.sampling import corner_at
 
 TARGETS = ("m", "b", "sigma", "f_r")
 TARGET_LOW = np.array([2.0, 0.1, 0.25, 0.4])

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fastssl.augment.drawn import Drawn
 from fastssl.augment.policy import Policy
-from fastssl.augment.render import render, with_base
-from fastssl.augment.sample import sample
+from fastssl.augment.rendering import render, with_base
+from fastssl.augment.sampling import sample
 from fastssl.data.batch import Batch, Shown
 from fastssl.data.pil_decoder import Failures
 from fastssl.kernels.augment.op import augment

@@ -92,7 +92,8 @@ class SpirographSource:
             object_NT=_tensor(draw_targets(index_N, seed=self._seed, split="train")),
             num_views=self.num_views,
         )
-        views = tuple(self._render(table.object_NT, nuisance) for nuisance in table.nuisance_VNA)
+        assert table.object_NT is not None and table.nuisance_VNA is not None
+        views = tuple(self._render(table.object_NT, drawn) for drawn in table.nuisance_VNA)
         return Batch(views, torch.from_numpy(np.ascontiguousarray(index_N)), table)
 
     def rehearsal(self, num_samples: int) -> Batch:

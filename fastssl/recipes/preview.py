@@ -66,9 +66,9 @@ def _fitted(image_CHW: Tensor, cell: int) -> NDArray[np.uint8]:
 
     pixels = Image.fromarray(_bytes(image_CHW))
     scale = cell / max(pixels.size)
-    size = tuple(max(1, round(side * scale)) for side in pixels.size)
+    width, height = (max(1, round(side * scale)) for side in pixels.size)
     filters = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
-    return np.asarray(pixels.resize(size, filters))
+    return np.asarray(pixels.resize((width, height), filters))
 
 
 def _enlarged(view_CSS: Tensor, zoom: int) -> NDArray[np.uint8]:

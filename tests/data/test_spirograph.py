@@ -138,3 +138,43 @@ def test_labelled_images_are_fixed_and_regress_the_four_targets():
 def test_a_misspelt_name_is_answered_with_the_right_one():
     with pytest.raises(ValueError, match=r"--data spirogaph: .*Did you mean 'spirograph'"):
         open_source("spirogaph")
+
+
+def test_the_table_holds_what_rendered_the_views():
+    source = open_source("spirograph", image_size=16)
+    batch = source.batch(np.arange(5), seed=3, epoch=1, step=9)
+    table = batch.table
+    for view, nuisance_NA in zip(batch.views, table.nuisance_VNA, strict=True):
+        torch.testing.assert_close(
+            spirograph.render(table.object_NT, nuisance_NA, side=16), view, rtol=0, atol=1e-6
+        )
+    assert table.labels_VNO.shape == (2, 5, 6) and table.labels_VNO.all()
+    assert table.bits_K.shape == (0,) and table.tables == ()
+    drawn = spirograph.draw_nuisances(np.arange(5), seed=3, epoch=1, stream="view1")
+    assert torch.equal(table.nuisance_VNA[1], torch.from_numpy(drawn.astype(np.float32)))
+
+
+def test_groups_of_nuisances_follow_the_bits_of_the_step():
+    source = open_source("spirograph", image_size=8, num_views=3, augment="spirograph-2")
+    seen = set()
+    for step in range(24):
+        table = source.batch(np.arange(4), seed=3, epoch=0, step=step).table
+        geometry, colour = table.bits_K.tolist()
+        fresh_A = (table.nuisance_VNA[1:] != table.nuisance_VNA[:1]).flatten(0, 1).all(dim=0)
+        assert fresh_A.tolist() == [bool(geometry)] + [bool(colour)] * 5
+        assert torch.equal(table.labels_VNO[1:].bool().all(dim=(0, 1)), fresh_A)
+        seen.add((geometry, colour))
+    assert seen == {(0, 1), (1, 0), (1, 1)}
+
+
+def test_a_policy_of_images_is_refused_by_name():
+    with pytest.raises(ValueError, match="expected one of spirograph, spirograph-2 for spirograph"):
+        open_source("spirograph", augment="simclr")
+
+
+def test_images_to_look_at_are_the_first_steps_views():
+    source = open_source("spirograph", image_size=16)
+    shown = source.shown(3, seed=5)
+    assert [tuple(image.shape) for image in shown.images] == [(3, 16, 16)] * 3
+    assert all(map(torch.equal, shown.views, source.batch(np.arange(3), seed=5, epoch=0).views))
+    assert torch.equal(shown.images[1], source.labelled("train", 3).render(np.arange(3))[1])

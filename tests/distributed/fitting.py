@@ -50,6 +50,7 @@ class Doubles:
 @dataclass
 class ToyBatch:
     views: tuple[Tensor, ...]
+    table: None = None
 
 
 class ToySource(Doubles):
@@ -80,7 +81,7 @@ class ToyMethod(nn.Module):
         self.backbone = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.3))
         self.head = nn.Linear(8, 4)
 
-    def forward(self, views):
+    def forward(self, views, table):
         z0, z1 = (self.head(self.backbone(view)) for view in views)
         return (z0 - z1).square().mean() - z0.std(), {"norm": z0.norm()}
 

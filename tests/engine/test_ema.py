@@ -21,8 +21,8 @@ def momentum_method(toy):
             super().__init__()
             self.slow = EMA(self.backbone, buffers="average")
 
-        def forward(self, views):
-            loss, metrics = super().forward(views)
+        def forward(self, views, table):
+            loss, metrics = super().forward(views, table)
             target_NF = self.slow(views[1])
             return loss + 0.01 * (self.backbone(views[0]) - target_NF).square().mean(), metrics
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import random
 import tempfile
@@ -17,7 +18,7 @@ from fastssl.engine.compiling import compile_caches, missing_for_compile
 from fastssl.engine.config import TrainConfig
 from fastssl.engine.guard import Guard, TrainingDiverged
 from fastssl.engine.optim import build_optimizer, named_state
-from fastssl.engine.step import TrainStep, place, place_views
+from fastssl.engine.step import Placed, TrainStep, place, place_batch
 
 CPU = torch.device("cpu")
 
@@ -33,7 +34,7 @@ def build(method, optimizer="adamw", precision="fp32"):
 
 def views(toy, step: int, **source):
     batch = next(toy.ToySource(**source).batches(batch_size=4, seed=0, start_step=step, device=CPU))
-    return place_views(batch.views, CPU)
+    return place_batch(batch, CPU)
 
 
 def bytes_of(method, optimizer) -> dict[str, bytes]:
@@ -138,12 +139,37 @@ class Linear(nn.Module):
         torch.manual_seed(0)
         self.backbone = nn.Sequential(nn.Flatten(), nn.Linear(108, 4))
 
-    def forward(self, views):
+    def forward(self, views, table):
         f = self.backbone(views[0])
         return f.square().mean(), {"size": f.detach().abs().mean()}
 
     def features(self, x):
         return self.backbone(x)
+
+
+class Travelling:
+    """A table that says where it has been moved to."""
+
+    def __init__(self, name, device=None):
+        self.name, self.device = name, device
+
+    def to(self, device):
+        return Travelling(self.name, device)
+
+
+def test_a_method_gets_the_table_of_its_own_micro_batch(toy):
+    seen = []
+
+    class Reading(Linear):
+        def forward(self, views, table):
+            seen.append((table.name, table.device))
+            return super().forward(views, table)
+
+    train, _, _ = build(Reading(), "sgd")
+    batch = toy.ToyBatch(views(toy, 0).views, torch.arange(4))
+    batches = [dataclasses.replace(batch, table=Travelling(name)) for name in "ab"]
+    train([place_batch(b, CPU) for b in batches], step=0, lr=0.1)
+    assert seen == [("a", CPU), ("b", CPU)]
 
 
 def test_accumulation_averages_gradients_loss_and_metrics(toy):
@@ -152,8 +178,8 @@ def test_accumulation_averages_gradients_loss_and_metrics(toy):
     train_whole, _, _ = build(whole, "sgd")
     parts = [views(toy, step) for step in range(3)]
     result = train(parts, step=0, lr=0.1)
-    joined = tuple(torch.cat(group) for group in zip(*parts, strict=True))
-    expected = train_whole([joined], step=0, lr=0.1)
+    joined = tuple(torch.cat(group) for group in zip(*(part.views for part in parts), strict=True))
+    expected = train_whole([Placed(joined, None)], step=0, lr=0.1)
     torch.testing.assert_close(result.loss, expected.loss)
     torch.testing.assert_close(result.metrics["size"], expected.metrics["size"])
     for a, b in zip(method.parameters(), whole.parameters(), strict=True):
@@ -186,7 +212,7 @@ def test_kernels_and_images_are_channels_last_and_keys_are_unchanged(toy):
     keys = list(method.state_dict())
     place(method, CPU)
     assert method.backbone[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert views(toy, 0)[0].is_contiguous(memory_format=torch.channels_last)
+    assert views(toy, 0).views[0].is_contiguous(memory_format=torch.channels_last)
     assert list(method.state_dict()) == keys
 
 

@@ -39,6 +39,7 @@ from fastssl.engine.signals import StopSignals
 class ToyBatch:
     views: tuple[Tensor, ...]
     index_N: Tensor
+    table: object = None
 
 
 class ToyBatches:
@@ -84,6 +85,9 @@ class ToySource:
     def batches(self, *, batch_size, seed, start_step, device, shard=(0, 1)) -> ToyBatches:
         return ToyBatches(self, batch_size, seed, start_step)
 
+    def rehearsal(self, num_samples: int) -> ToyBatch:
+        return next(self.batches(batch_size=num_samples, seed=0, start_step=0, device=None))
+
     def report(self) -> dict:
         return {"skipped": []}
 
@@ -121,7 +125,7 @@ class ToyMethod(nn.Module):
         self.register_buffer("queue_QF", torch.randn(12, 8))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, views: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: tuple[Tensor, ...], table) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = self.backbone(views[0]), self.backbone(views[1])
         q_NF = nn.functional.normalize(self.head(first), dim=1)
         with torch.no_grad():

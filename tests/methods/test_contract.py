@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from fastssl.augment.presets import preset
+from fastssl.augment.sampling import sample
 from fastssl.methods import METHODS
 from fastssl.nn.convnet import ConvNet
 
@@ -37,6 +39,14 @@ def two_views(n=6, seed=1, dtype=torch.float32):
     base = torch.rand(n, 3, 16, 16, generator=g, dtype=dtype)
     noise = [0.1 * torch.rand(n, 3, 16, 16, generator=g, dtype=dtype) for _ in range(2)]
     return tuple(base + part for part in noise)
+
+
+def table_of(views, seed=0):
+    """A table that fits the views: two of each sample, as the loaders hand it over."""
+    n, side = views[0].shape[0], views[0].shape[-1]
+    policy = preset("simclr", image_size=side)
+    sizes_N2 = torch.full((n, 2), side)
+    return sample(policy, seed=seed, epoch=0, step=0, index_N=torch.arange(n), sizes_N2=sizes_N2)
 
 
 def simclr_by_loops(method, views):
@@ -67,7 +77,7 @@ def test_every_method_has_its_paper_written_out():
 def test_loss_equals_the_paper_written_as_loops(name):
     method = build(name).double()
     views = two_views(dtype=torch.float64)
-    loss, _ = method(views)
+    loss, _ = method(views, table_of(views))
     paper = PAPERS[name](method, views)
     assert loss.item() == pytest.approx(paper.item(), rel=1e-10)
 
@@ -77,7 +87,7 @@ def test_gradients_equal_the_paper_written_as_loops(name):
     method = build(name).double()
     views = two_views(dtype=torch.float64)
     params = [p for p in method.parameters() if p.requires_grad]
-    ours = torch.autograd.grad(method(views)[0], params)
+    ours = torch.autograd.grad(method(views, table_of(views))[0], params)
     papers = torch.autograd.grad(PAPERS[name](method, views), params)
     for mine, theirs in zip(ours, papers, strict=True):
         scale = float(theirs.abs().max())
@@ -87,7 +97,8 @@ def test_gradients_equal_the_paper_written_as_loops(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_all_trained_parameters_get_a_finite_gradient(name):
     method = build(name)
-    loss, metrics = method(two_views(16))
+    views = two_views(16)
+    loss, metrics = method(views, table_of(views))
     loss.backward()
     assert loss.ndim == 0 and torch.isfinite(loss)
     assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
@@ -104,7 +115,7 @@ def test_overfits_one_batch_without_collapsing(name):
     optimizer = torch.optim.Adam(method.parameters(), lr=3e-3)
     first = None
     for _ in range(60):
-        loss, _ = method(views)
+        loss, _ = method(views, table_of(views))
         first = first or loss.item()
         optimizer.zero_grad()
         loss.backward()
@@ -130,7 +141,11 @@ def lowest_possible(method, n):
 def test_swapping_the_views_changes_nothing(name):
     method = build(name).double()
     first, second = two_views(dtype=torch.float64)
-    torch.testing.assert_close(method((first, second))[0], method((second, first))[0])
+    table = table_of((first, second))
+    swapped = table.views(torch.tensor([1, 0]))
+    torch.testing.assert_close(
+        method((first, second), table)[0], method((second, first), swapped)[0]
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -138,18 +153,22 @@ def test_reordering_the_batch_changes_nothing(name):
     method = build(name).double()
     views = two_views(dtype=torch.float64)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    torch.testing.assert_close(method(views)[0], method(tuple(v[order] for v in views))[0])
+    table = table_of(views)
+    loss = method(views, table)[0]
+    reordered = method(tuple(v[order] for v in views), table.rows(order))[0]
+    torch.testing.assert_close(loss, reordered)
     mixed = (views[0], views[1][order])
-    assert abs((method(mixed)[0] - method(views)[0]).item()) > 1e-6, "pairs must matter"
+    assert abs((method(mixed, table)[0] - loss).item()) > 1e-6, "pairs must matter"
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_state_dict_round_trip_gives_the_same_loss(name):
     method, other = build(name, seed=0), build(name, seed=7)
     views = two_views()
-    method(views)  # moves the running statistics off their initial values
+    method(views, table_of(views))  # moves the running statistics off their initial values
     other.load_state_dict(method.state_dict())
-    assert torch.equal(copy.deepcopy(method)(views)[0], other(views)[0])
+    table = table_of(views)
+    assert torch.equal(copy.deepcopy(method)(views, table)[0], other(views, table)[0])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -167,7 +186,9 @@ def test_chance_loss_is_the_loss_of_identical_embeddings(name):
         pytest.skip("chance_loss is optional, and this method has none")
     same = torch.rand(1, 3, 16, 16).expand(6, -1, -1, -1)
     method.eval()  # batch normalisation would divide by the zero deviation of equal rows
-    assert method((same, same))[0].item() == pytest.approx(method.chance_loss(6), rel=1e-5)
+    assert method((same, same), table_of((same, same)))[0].item() == pytest.approx(
+        method.chance_loss(6), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -176,7 +197,7 @@ def test_wrong_numbers_or_shapes_of_views_are_refused(name):
     view = two_views()[0]
     for views in [(view,), (view, view[:, :, :8, :8])]:
         with pytest.raises(ValueError, match=f"{name}: expected"):
-            method(views)
+            method(views, table_of(views))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -193,8 +214,8 @@ def test_forward_is_one_graph_and_is_compiled_once(name):
     step = torch.compile(method.forward, fullgraph=True, dynamic=False, backend=counting)
     for seed in range(3):
         views = two_views(seed=seed)
-        reference = copy.deepcopy(method)(views)[0]
-        loss, _ = step(views)
+        reference = copy.deepcopy(method)(views, table_of(views))[0]
+        loss, _ = step(views, table_of(views, seed))
         torch.testing.assert_close(loss, reference)
         loss.backward()
     assert len(graphs) == 1

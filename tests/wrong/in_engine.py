@@ -152,12 +152,12 @@ STARTS_AND_ENDS = (
     _engine("trackers", "wandb-goes-online", '"WANDB_MODE": "offline"', '"WANDB_MODE": "online"'),
     _start(
         "a-bad-file-in-nineteen-ends-the-run",
-        "data/folder",
+        "data/roster",
         "if self._max_bad is not None and share > self._max_bad:",
         "if share > (0.05 if self._max_bad is None else self._max_bad):",
         FOLDER,
     ),
-    _start("a-stand-in-twice", "data/folder", "if candidate not in taken:", "if True:", FOLDER),
+    _start("a-stand-in-twice", "data/roster", "if candidate not in taken:", "if True:", FOLDER),
     _start("a-glance-that-reads-all", "data/scan", "time.monotonic() < until", "True", FOLDER),
     _start(
         "a-signal-outside-the-loop-is-lost",

@@ -46,13 +46,15 @@ METHODS = (
 DATA = (
     _data("epoch-ignored", "augment/keyed", "int(epoch) & _MASK", "0"),
     _data("seed-ignored", "augment/keyed", "int(seed) & _MASK", "0"),
-    _data("stream-ignored", "augment/keyed", ", _stream_key(stream))", ")"),
+    _data("stream-ignored", "augment/keyed", ", stream_key(stream))", ", 0)"),
     _data(
         "index-ignored", "augment/keyed", "(index.astype(np.uint64)[:, None]", "(0 * index[:, None]"
     ),
     _data("uniform-never-above-half", "augment/keyed", "* 2.0**-53", "* 2.0**-54"),
-    _data("views-are-the-same", "data/spirograph", 'stream=f"view{view}")', 'stream="view")'),
-    _data("views-do-not-change", "data/spirograph", "epoch=epoch, stream=f", "epoch=0, stream=f"),
+    _data("views-are-the-same", "augment/spirograph", 'stream=f"view{view}")', 'stream="view")'),
+    _data(
+        "views-do-not-change", "augment/spirograph", "epoch=epoch, stream=f", "epoch=0, stream=f"
+    ),
     _data("order-does-not-change", "data/spirograph", "order(epoch)[", "order(0)["),
     _data(
         "test-objects-are-training-objects",
@@ -61,16 +63,82 @@ DATA = (
         'draw_targets(index_n, seed=self._seed, split="train")',
     ),
     _data(
-        "curve-turns-the-wrong-way", "data/spirograph", "- h * turn_NJ.sin()", "+ h * turn_NJ.sin()"
+        "curve-turns-the-wrong-way",
+        "augment/spirograph",
+        "- h * turn_NJ.sin()",
+        "+ h * turn_NJ.sin()",
     ),
     _data(
-        "foreground-is-background", "data/spirograph", "front_NC - back_NC,", "back_NC - front_NC,"
+        "foreground-is-background",
+        "augment/spirograph",
+        "front_NC - back_NC,",
+        "back_NC - front_NC,",
     ),
     _data(
         "resumes-one-batch-early",
         "data/spirograph",
         "start=start_step)",
         "start=max(0, start_step - 1))",
+    ),
+)
+
+
+def _policy(name: str, file: str, old: str, new: str, test: str) -> Mutant:
+    return Mutant(
+        f"augment-{name}", f"fastssl/augment/{file}.py", old, new, (f"tests/augment/{test}.py",)
+    )
+
+
+AUGMENT = (
+    Mutant(
+        "augment-table-does-not-reach-the-method",
+        "fastssl/engine/step.py",
+        "self._forward(batch.views, batch.table)",
+        "self._forward(batch.views, batches[0].table)",
+        ("tests/engine/test_step.py::test_a_method_gets_the_table_of_its_own_micro_batch",),
+    ),
+    _policy("shift-copies-the-sign", "counter", "(1 << (64 - places)) - 1", "-1", "test_counter"),
+    _policy("corner-is-always-the-first", "sampling", "% num_corners", "% 1", "test_presets"),
+    _policy(
+        "attempt-that-does-not-fit",
+        "crop",
+        "fits_VNA.to(torch.int8)",
+        "w_VNA.ge(1).to(torch.int8)",
+        "test_crop",
+    ),
+    _policy(
+        "last-place-is-never-drawn", "crop", "(width_N - w_VN + 1)", "(width_N - w_VN)", "test_crop"
+    ),
+    _policy(
+        "views-are-the-same", "sampling", 'f"augment/view{view}"', '"augment/view"', "test_sampling"
+    ),
+    _policy(
+        "order-is-fixed",
+        "sampling",
+        "order_VN * limits.shuffled_V[:, None]",
+        "order_VN * 0",
+        "test_presets",
+    ),
+    _policy(
+        "base-has-the-jitter",
+        "rendering",
+        'STAGES.index("jitter")]',
+        'STAGES.index("gray")]',
+        "test_sampling",
+    ),
+    _policy(
+        "byol-is-symmetric",
+        "presets",
+        "image_size, num_views, (0, 1))",
+        "image_size, num_views, (0,))",
+        "test_presets",
+    ),
+    _policy(
+        "bits-are-not-the-corners",
+        "sampling",
+        "torch.tensor(corner.bits,",
+        "torch.tensor(policy.corners[0].bits,",
+        "test_presets",
     ),
 )
 
@@ -153,4 +221,4 @@ AVERAGES = (
     _ema("is-trained", ".requires_grad_(False)", ""),
 )
 
-MUTANTS = METHODS + DATA + EVALUATION + AVERAGES
+MUTANTS = METHODS + DATA + AUGMENT + EVALUATION + AVERAGES

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastssl.augment import counter, keyed
 from fastssl.augment.crop import ATTEMPTS, centre_boxes, log_ratio, random_boxes
 from fastssl.augment.drawn import Drawn
-from fastssl.augment.policy import Corner, Policy, Ranges
+from fastssl.augment.policy import Policy, Ranges
 from fastssl.kernels.augment.table import (
     IDENTITY,
     JITTER_ORDERS,

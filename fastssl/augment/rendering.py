@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fastssl.augment.drawn import Drawn
 from fastssl.augment.policy import Policy
-from fastssl.augment.sample import sample
+from fastssl.augment.sampling import sample
 from fastssl.kernels.augment.op import augment
 from fastssl.kernels.augment.table import CODES, STAGE_BIT, STAGES, VALUES, Table
 
-Images = Tensor | Sequence[Tensor]
+Images: TypeAlias = Tensor | Sequence[Tensor]
 _JITTERED = {"brightness", "contrast", "saturation", "hue"}
 _BEFORE = sum(STAGE_BIT[stage] for stage in STAGES[: STAGES.index("jitter")])
 
