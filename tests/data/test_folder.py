@@ -11,9 +11,12 @@ import torch
 from PIL import Image
 
 from fastssl.data import scan as scanning
+from fastssl.data.pil_decoder import pixels
 from fastssl.data.roster import TooManyBadFiles
 from fastssl.data.scan import scan
 from fastssl.data.sources import open_source
+from fastssl.data.store import fetch
+from fastssl.kernels.augment.op import augment
 
 CPU = torch.device("cpu")
 BAD = {
@@ -113,6 +116,39 @@ def test_both_backends_give_the_same_samples_and_nearly_the_same_pixels(corpus):
             levels = 255 * 0.225 * (x - y).abs()  # of 256
             assert levels.mean() < 0.5
             assert levels.flatten(1).quantile(0.99, dim=1).max() < 6
+
+
+@pytest.mark.parametrize("policy", ["simclr", "swav"])
+def test_decoding_regions_shows_what_decoding_the_whole_shows(corpus, policy):
+    """Up to the chroma at the rim of a region; every view of multi-crop is cut from its own."""
+    pair = [
+        take(source_of(corpus, "dali", image_size=64, decoded=decoded, augment=policy), 4)
+        for decoded in ("whole", "regions")
+    ]
+    for ours, theirs in zip(*pair, strict=True):
+        assert torch.equal(ours.index_N, theirs.index_N)
+        for x, y in zip(ours.views, theirs.views, strict=True):
+            levels = 255 * 0.225 * (x - y).abs()
+            assert levels.mean() < 0.5
+            assert levels.flatten(1).quantile(0.99, dim=1).max() < 8
+
+
+def test_regions_are_refused_where_they_cannot_be_had(corpus):
+    with pytest.raises(ValueError, match="'regions' needs DALI"):
+        source_of(corpus, "torchvision", decoded="regions")
+    with pytest.raises(ValueError, match="'regions' has no place for the base views of invclr"):
+        source_of(corpus, "dali", decoded="regions", augment="invclr")
+
+
+def test_views_are_what_augment_makes_of_the_decoded_files(corpus):
+    """No other augmentation code: PIL's pixels, the batch's own table, the operator."""
+    source = source_of(corpus)
+    (batch,) = take(source, 1)
+    (group,), (table,) = source.policy.groups, batch.table.tables
+    images = [pixels(fetch(source._store, int(index))) for index in batch.index_N]
+    views = augment(images, table, size=32, settings=group.settings)
+    assert all(torch.equal(x, y) for x, y in zip(batch.views, views, strict=True))
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in batch.views)
 
 
 @pytest.mark.parametrize("backend", ["dali", "torchvision"])
