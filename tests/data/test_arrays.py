@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from fastssl.augment.policy import IMAGENET
 from fastssl.augment.presets import preset
 from fastssl.data.arrays import array_source
 from fastssl.data.sources import open_source
@@ -76,7 +77,12 @@ def test_splits_and_classes(files):
     source = open_source(str(files / "set.npz"), image_size=S)
     train, test = (source.labelled(name) for name in ("train", "test"))
     assert (len(train.target), len(test.target), train.names) == (M, 9, ("0", "1", "2"))
-    assert test.render(np.arange(3)).shape == (3, 3, S, S)
+    x = test.render(np.arange(9)).double()
+    assert x.shape == (9, 3, S, S)
+    mean, std = (torch.tensor(IMAGENET[key])[:, None, None] for key in ("mean", "std"))
+    shown = (255 * (x * std + mean)).round().byte().permute(0, 2, 3, 1).numpy()
+    position = {image.tobytes(): i for i, image in enumerate(images(9, 1))}
+    assert [position[image.tobytes()] % 3 for image in shown] == test.target.tolist()
     held_out = array_source(images(), LABELS, classes=("a", "b", "c"))
     sizes = [len(held_out.labelled(name).target) for name in ("train", "test")]
     assert sizes == [32, 8] and held_out.labelled("test").names == ("a", "b", "c")

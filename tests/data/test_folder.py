@@ -133,6 +133,37 @@ def test_decoding_regions_shows_what_decoding_the_whole_shows(corpus, policy):
             assert levels.flatten(1).quantile(0.99, dim=1).max() < 8
 
 
+def test_the_same_files_look_different_in_the_next_epoch(corpus):
+    source = source_of(corpus)
+    per_epoch = source.steps_per_epoch(8)
+
+    def box_of(epoch: int) -> dict[int, tuple[float, ...]]:
+        batches = take(source, per_epoch, start=epoch * per_epoch)
+        return {
+            int(index): tuple(values.tolist())
+            for batch in batches
+            for index, values in zip(
+                batch.index_N, batch.table.tables[0].values_VNP[0], strict=True
+            )
+        }
+
+    first, second = box_of(0), box_of(1)
+    both = first.keys() & second.keys()
+    assert both and all(first[index] != second[index] for index in both)
+
+
+def test_scores_are_read_from_the_middle_of_the_picture(tmp_path):
+    pixels_HW3 = np.zeros((40, 100, 3), np.uint8)
+    pixels_HW3[:, 30:70] = 255
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.fromarray(pixels_HW3).save(tmp_path / name / f"{i}.png")
+    images = next(source_of(tmp_path).labelled("train").images(9))
+    white = (1 - torch.tensor((0.485, 0.456, 0.406))) / torch.tensor((0.229, 0.224, 0.225))
+    assert torch.allclose(images, white[:, None, None].expand_as(images), atol=1e-5)
+
+
 def test_regions_are_refused_where_they_cannot_be_had(corpus):
     with pytest.raises(ValueError, match="'regions' needs DALI"):
         source_of(corpus, "torchvision", decoded="regions")

@@ -81,11 +81,11 @@ def test_a_set_of_files_is_read_like_a_folder(eurosat, backend, tmp_path):
 class Asked:
     """A data set that hides its files, as those in a database do; it cannot give its fifth."""
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, root: str, train: bool = True) -> None:
+        self.targets = [i % 2 for i in range(20 if train else 6)]
 
     def __len__(self) -> int:
-        return 20
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         if index == 5:
@@ -104,7 +104,9 @@ def test_any_other_set_is_asked_image_by_image(tmp_path, monkeypatch):
     (skipped,) = source.report()["skipped"]
     assert skipped["path"] == "image 5" and "no such record" in skipped["reason"]
     assert_same(batches[2:], take(source_of("SBU", tmp_path), 2, start=2))
-    assert source.labelled("train") is None
+    assert source.num_samples == 20
+    sizes = [len(source.labelled(split).target) for split in ("train", "test")]
+    assert sizes == [19, 5]
 
 
 def test_wrong_names_and_folders_are_refused(tmp_path):

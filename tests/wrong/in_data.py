@@ -20,21 +20,21 @@ MUTANTS = (
         "fresh = known is not None and (",
         "fresh = True or (",
         "shards",
-    ),  # fmt: skip
+    ),
     _data(
         "shard-labels-by-first-letter",
         "shard_index",
         "last.partition('.')[0]",
         "last[:1]",
         "shards",
-    ),  # fmt: skip
+    ),
     _data(
         "shard-cut-member-is-taken",
         "shards",
         "if len(content) < member.length:",
         "if False:",
         "shards",
-    ),  # fmt: skip
+    ),
     _data(
         "array-ranks-share-samples", "arrays", "index_N = part(index_N, shard)", "pass", "arrays"
     ),
@@ -44,7 +44,7 @@ MUTANTS = (
         "rows = chosen - (self.num_samples if of_test else 0)",
         "rows = chosen - (self.num_samples - 1 if of_test else 0)",
         "arrays",
-    ),  # fmt: skip
+    ),
     _data("named-trains-on-the-test-split", "named", "part_M == 0", "part_M >= 0", "named"),
     _data(
         "views-of-another-epoch",
@@ -53,21 +53,21 @@ MUTANTS = (
         "epoch=0,\n            step=step,",
         "folder_layout",
         "folder",
-    ),  # fmt: skip
+    ),
     _data(
         "a-stand-in-has-its-own-parameters",
         "maker",
         "index_N=wanted_N,",
         "index_N=index_N,",
         "folder_layout",
-    ),  # fmt: skip
+    ),
     _data(
         "regions-begin-elsewhere",
         "rendering",
         "moved_NP[:, :2] -=",
         "moved_NP[:, :2] += 0 *",
         "folder",
-    ),  # fmt: skip
+    ),
     _data(
         "clean-images-are-not-central",
         "rendering",
@@ -75,5 +75,5 @@ MUTANTS = (
         "0, 0",
         "folder",
         "arrays",
-    ),  # fmt: skip
+    ),
 )
