@@ -10,15 +10,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from fastssl.kernels.augment.settings import Settings
 from fastssl.kernels.augment.table import STAGES
 
 OPERATORS = ("crop", *STAGES)
 """What an operator label tells: columns of ``Drawn.labels_VNO``."""
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CIFAR10: dict[str, Any] = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 UNIT = (1.0, 1.0)
 
 Interval = tuple[float, float]
@@ -68,7 +68,7 @@ class Ranges:
             )
 
 
-def reach(brightness: float, contrast: float, saturation: float, hue: float) -> dict[str, Interval]:
+def reach(brightness: float, contrast: float, saturation: float, hue: float) -> dict[str, Any]:
     """Intervals of torchvision's ``ColorJitter(brightness, contrast, saturation, hue)``."""
     factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
     intervals = {name: (max(0.0, 1.0 - by), 1.0 + by) for name, by in factors.items()}

@@ -99,7 +99,8 @@ def dissl(image_size: int, num_views: int = 2, *, strength: float = 1.0) -> Poli
     else:
         ranges, least, gray = Ranges(jitter=0.8), 0.2, 0.1
         by = (0.2, 0.2, 0.2, 0.05) if image_size < 50 else (0.4, 0.4, 0.4, 0.1)
-    jitter = reach(*(value * strength for value in by[:3]), min(0.5, by[3] * strength))
+    b, c, s, h = (value * strength for value in by)
+    jitter = reach(b, c, s, min(0.5, h))
     scale = (min(1.0, least / strength), 1.0)
     ranges = replace(ranges, scale=scale, gray=min(1.0, gray * strength), **jitter)
     filters = "bilinear" if image_size > 64 else "bicubic"
