@@ -109,13 +109,12 @@ inline void products_across(const AugmentImage& image, int dtype, Scratch& s, co
 // The ring holds every row of the crop resized across; it is overwritten.
 inline void back_crop(const AugmentCall& call, const Needs& needs, const AugmentImage& image,
                       const AugmentImage* target, Planes gradient, Scratch& s, double* by) {
-  const double unit = call.image_dtype == fastssl::kUint8 ? 1.0 / 255.0 : 1.0;
   products_down(s.crop, gradient, s.products);
-  box_gradient(s.crop.y, s.products, unit, by + fastssl::kTop, by + fastssl::kHeight);
+  box_gradient(s.crop.y, s.products, by + fastssl::kTop, by + fastssl::kHeight);
   back_rows(s.crop, gradient);
   if (target) transpose_axis(s.crop.x, needs.spread, &s.back_x);
   products_across(image, call.image_dtype, s, target);
-  box_gradient(s.crop.x, s.products, 1.0, by + fastssl::kLeft, by + fastssl::kWidth);
+  box_gradient(s.crop.x, s.products, by + fastssl::kLeft, by + fastssl::kWidth);
 }
 
 }  // namespace

@@ -213,9 +213,8 @@ inline void set_crop(const AugmentCall& call, const Needs& needs, const Plan& pl
   const double* box = plan.values;
   const Span x = clip_span(box[fastssl::kLeft], box[fastssl::kWidth], plan.image->width);
   const Span y = clip_span(box[fastssl::kTop], box[fastssl::kHeight], plan.image->height);
-  const double unit = call.image_dtype == fastssl::kUint8 ? 1.0 / 255.0 : 1.0;
-  build_axis(crop->x, x, plan.image->width, filter, plan.runs(fastssl::kHflip), needs.taps_x, 1.0);
-  build_axis(crop->y, y, plan.image->height, filter, false, needs.taps_y, unit);
+  build_axis(crop->x, x, plan.image->width, filter, plan.runs(fastssl::kHflip), needs.taps_x);
+  build_axis(crop->y, y, plan.image->height, filter, false, needs.taps_y);
   crop->upside_down = plan.runs(fastssl::kVflip);
 }
 

@@ -6,13 +6,26 @@
 
 namespace {
 
-// A row of one channel to floats; strides in elements.
+FASTSSL_INLINE float unit_scale(float x) { return x; }
+
+// x / 255, correctly rounded: the quotient by the reciprocal, corrected by a fused remainder.
+FASTSSL_INLINE float unit_scale(uint8_t x) {
+#if defined(__FMA__) || defined(__aarch64__)
+  constexpr float reciprocal = 1.0f / 255.0f;
+  const float whole = float(x), quotient = whole * reciprocal;
+  return quotient + (whole - 255.0f * quotient) * reciprocal;
+#else
+  return float(x) / 255.0f;
+#endif
+}
+
+// A row of one channel to floats in [0, 1]; strides in elements.
 template <class T>
 FASTSSL_INLINE void read_plane_row(const T* from, int64_t step, int64_t count, float* to) {
   if (step == 1) {
-    for (int64_t x = 0; x < count; ++x) to[x] = float(from[x]);
+    for (int64_t x = 0; x < count; ++x) to[x] = unit_scale(from[x]);
   } else {
-    for (int64_t x = 0; x < count; ++x) to[x] = float(from[x * step]);
+    for (int64_t x = 0; x < count; ++x) to[x] = unit_scale(from[x * step]);
   }
 }
 
@@ -20,9 +33,9 @@ template <class T>
 void read_interleaved_row(const T* __restrict from, int64_t count, float* __restrict r,
                           float* __restrict g, float* __restrict b) {
   for (int64_t x = 0; x < count; ++x) {
-    r[x] = float(from[3 * x]);
-    g[x] = float(from[3 * x + 1]);
-    b[x] = float(from[3 * x + 2]);
+    r[x] = unit_scale(from[3 * x]);
+    g[x] = unit_scale(from[3 * x + 1]);
+    b[x] = unit_scale(from[3 * x + 2]);
   }
 }
 
