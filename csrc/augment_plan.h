@@ -1,5 +1,9 @@
 // What one row of the table asks for, and the memory that a thread needs to do it.
 #pragma once
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "augment_blur.h"
 #include "augment_colour.h"
 #include "augment_resize.h"
@@ -144,6 +148,12 @@ struct Needs {
   }
 };
 
+#if defined(__SANITIZE_ADDRESS__)
+constexpr int64_t kGap = 64;  // between two arrays, poisoned so that the sanitizer sees a step too far
+#else
+constexpr int64_t kGap = 0;
+#endif
+
 // Cuts a thread's memory into arrays at cache lines; run twice, the first time only to measure.
 struct Cutter {
   char* memory;
@@ -152,6 +162,10 @@ struct Cutter {
   template <class T> void cut(T** array, int64_t count) {
     if (memory) *array = reinterpret_cast<T*>(memory + used);
     used += round_up(count * int64_t(sizeof(T)), 64);
+#if defined(__SANITIZE_ADDRESS__)
+    if (memory) __asan_poison_memory_region(memory + used, size_t(kGap));
+#endif
+    used += kGap;
   }
 };
 
