@@ -179,8 +179,9 @@ struct Scratch {
   BlurRows blur;
   float *blur_weight, *blur_slope;
   // Of a backward: inputs of every step on one chunk, gradients by the weights of an axis, a row
-  // with both its mirrored ends, the crop across by source pixel.
-  float *chunks, *partial, *spread_row;
+  // with both its mirrored ends, rows with zeros behind them, the crop across by source pixel.
+  float *chunks, *partial, *spread_row, *led_rows;
+  int64_t led_step;
   double* products;
   Axis back_x;
 
@@ -192,11 +193,11 @@ struct Scratch {
       cutter.cut(&arrays, axis_bytes(size, taps));
       if (memory) place_axis(*axis, arrays, size);
     }
-    crop.source_step = round_up(needs.source, 16) + 48;
+    crop.source_step = round_up(needs.source + needs.taps_x, 16) + 48;
     cutter.cut(&crop.source, 3 * crop.source_step);
     crop.ring.width = wide;
     crop.ring.mask = needs.rows - 1;
-    cutter.cut(&crop.ring.memory, needs.rows * 3 * wide + 2 * 16);
+    cutter.cut(&crop.ring.memory, needs.rows * 3 * wide);
     for (int k = 0; k < plane_sets; ++k) {
       planes[k].step = Planes::plane_step(size);
       cutter.cut(&planes[k].data, 3 * planes[k].step);
@@ -214,6 +215,8 @@ struct Scratch {
       cutter.cut(&products, taps * wide);
       cutter.cut(&partial, taps * wide);
       cutter.cut(&spread_row, BlurRows::padded_width(size, half));
+      led_step = 2 * wide + 48;  // a source pixel counts for at most every output
+      cutter.cut(&led_rows, 3 * led_step);
       char* arrays = nullptr;
       cutter.cut(&arrays, axis_bytes(needs.source, 0) + needs.spread * 4);
       if (memory) place_axis(back_x, arrays, needs.source);

@@ -55,8 +55,8 @@ inline void read_pixels(const fastssl::AugmentImage& image, int dtype, int64_t r
   else read_pixels<float>(image, row, first, count, to, to_step);
 }
 
-// One row of each channel resized across. Beyond the pixels of `from` lie zeros, two vectors of
-// them: weights of zero read there.
+// One row of each channel resized across. Beyond the pixels of `from` lie zeros, as many as there
+// are taps and two vectors of them: weights of zero read there.
 template <int kReach>
 void across(const Axis& axis, const float* from, int64_t from_step, float* to, int64_t to_step) {
   for (int64_t block = 0; block < axis.padded; block += kWide) {
@@ -135,7 +135,7 @@ inline void down(const Axis& axis, int64_t output, const Ring& ring, int64_t wid
 struct Crop {
   Axis x, y;      // y is never reversed: its outputs are written from the last one on instead
   bool upside_down;
-  float* source;  // one row of each channel and two vectors of zeros behind each
+  float* source;  // one row of each channel and zeros behind each
   int64_t source_step;
   Ring ring;
 
@@ -151,15 +151,14 @@ inline void crop_rows(const Crop& crop, const fastssl::AugmentImage& image, int 
   }
 }
 
-inline void clear_behind(const Crop& crop) {
+inline void clear_behind(const Axis& axis, float* rows, int64_t step) {
   for (int channel = 0; channel < 3; ++channel)
-    std::memset(crop.source + channel * crop.source_step + crop.x.length, 0,
-                2 * kWide * sizeof(float));
+    std::memset(rows + channel * step + axis.length, 0, size_t(axis.taps + 2 * kWide) * sizeof(float));
 }
 
 inline void run_crop(const Crop& crop, const fastssl::AugmentImage& image, int dtype, Planes to) {
   const int64_t size = crop.y.outputs;
-  clear_behind(crop);
+  clear_behind(crop.x, crop.source, crop.source_step);
   int64_t done = 0;
   for (int64_t i = 0; i < size; ++i) {
     int64_t need = crop.y.low[i] + crop.y.taps;
