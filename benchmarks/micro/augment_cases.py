@@ -249,7 +249,7 @@ def stage_steps(shape: Shape) -> dict[str, Step]:
 
 
 def gate(shape: Shape) -> list[str]:
-    """Views and parameter gradients against float64, and peers whose views look like ours."""
+    """Views and parameter gradients against float64; peers by shape and normalised range."""
     images, settings = shape.images(), shape.settings()
     table = draw(shape, torch.Generator().manual_seed(3))
     arguments = ([images], None, table.values_VNP, table.codes_VNC, shape.size, settings)
@@ -262,8 +262,8 @@ def gate(shape: Shape) -> list[str]:
         made = step()
         assert isinstance(made, Tensor)
         made = made.reshape(-1, 3, shape.size, shape.size)
-        if len(made) != shape.samples or not (made.mean() - views.mean()).abs() < 0.4:
-            wrong.append(f"{name}: {tuple(made.shape)} with mean {made.mean():.2f}")
+        if len(made) != shape.samples or not -2.3 <= made.min() < made.max() <= 2.8:
+            wrong.append(f"{name}: {tuple(made.shape)} from {made.min():.2f} to {made.max():.2f}")
     return wrong
 
 
