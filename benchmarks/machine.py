@@ -19,7 +19,16 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-PACKAGES = ("torch", "numpy", "triton", "lightly", "torchvision", "nvidia-dali-cuda130", "fastssl")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "triton",
+    "lightly",
+    "torchvision",
+    "kornia",
+    "nvidia-dali-cuda130",
+    "fastssl",
+)
 
 
 @dataclass(frozen=True)

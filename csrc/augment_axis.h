@@ -122,9 +122,9 @@ inline void taps_of(const Axis& axis, int64_t output, int64_t* begin, int64_t* e
   *end = b > a ? b : a + 1;
 }
 
-// Fills an axis whose arrays hold `room` taps; the weights are multiplied by `factor`.
+// Fills an axis whose arrays hold `room` taps.
 inline void build_axis(Axis& axis, const Span& span, int64_t extent, const Filter& filter,
-                       bool reversed, int64_t room, double factor) {
+                       bool reversed, int64_t room) {
   axis.span = span;
   axis.filter = filter;
   axis.reversed = reversed;
@@ -154,10 +154,10 @@ inline void build_axis(Axis& axis, const Span& span, int64_t extent, const Filte
     const double from = 0.5 - axis.centre(i);
     double total = 0;
     for (int64_t p = begin; p < end; ++p) total += filter.value((double(p) + from) * per_pixel);
-    const double unit = total != 0.0 ? factor / total : 0.0;
+    const double unit = total != 0.0 ? 1.0 / total : 0.0;
     for (int64_t p = begin; p < end; ++p)
       w[(p - begin) * axis.padded] = float(filter.value((double(p) + from) * per_pixel) * unit);
-    if (total == 0.0) w[0] = float(factor);
+    if (total == 0.0) w[0] = 1.0f;
   }
   index_vectors(axis);
 }
@@ -204,10 +204,9 @@ inline void transpose_axis(const Axis& from, int64_t room, Axis* to) {
 }
 
 // Sum over outputs and taps of products (taps, padded) with the derivatives of the weights by the
-// box's start and length, through its clipping; the taps are taken as fixed. `factor` as in
-// build_axis.
-inline void box_gradient(const Axis& axis, const double* product, double factor,
-                         double* by_start, double* by_length) {
+// box's start and length, through its clipping; the taps are taken as fixed.
+inline void box_gradient(const Axis& axis, const double* product, double* by_start,
+                         double* by_length) {
   const double per_pixel = 1.0 / axis.blow_up, outputs = double(axis.outputs);
   double start = 0, length = 0;  // of the clipped box
   for (int64_t i = 0; i < axis.outputs; ++i) {
@@ -225,7 +224,7 @@ inline void box_gradient(const Axis& axis, const double* product, double factor,
       pf += p * value, pc -= p * slope, ps -= p * slope * t;
     }
     if (f == 0.0) continue;
-    const double unit = factor / f;
+    const double unit = 1.0 / f;
     const double by_centre = unit * (pc - pf * fc / f);
     start += by_centre;
     length += by_centre * (double(i) + 0.5) / outputs;

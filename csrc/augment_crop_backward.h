@@ -79,7 +79,10 @@ void add_products_across(const Crop& crop, const float* gradient, float* partial
 // A row's gradient through the resize across, added to the image's.
 inline void add_image_row(const Scratch& s, int64_t p, const AugmentImage& target) {
   const Crop& crop = s.crop;
-  across(s.back_x, crop.ring.row(p), crop.ring.width, crop.source, crop.source_step);
+  for (int c = 0; c < 3; ++c)
+    std::memcpy(s.led_rows + c * s.led_step, crop.ring.row(p) + c * crop.ring.width,
+                size_t(crop.x.outputs) * sizeof(float));
+  across(s.back_x, s.led_rows, s.led_step, crop.source, crop.source_step);
   float* to = static_cast<float*>(const_cast<void*>(target.data)) +
               (crop.y.first + p) * target.row_step + crop.x.first * target.column_step;
   for (int c = 0; c < 3; ++c)
@@ -94,7 +97,7 @@ inline void products_across(const AugmentImage& image, int dtype, Scratch& s, co
   const int64_t count = crop.x.taps * crop.x.padded;
   for (int64_t i = 0; i < count; ++i) s.products[i] = 0, s.partial[i] = 0;
   for (int64_t p = 0; p < crop.y.length; ++p) {
-    clear_behind(crop);
+    clear_behind(crop.x, crop.source, crop.source_step);
     read_pixels(image, dtype, crop.y.first + p, crop.x.first, crop.x.length, crop.source, crop.source_step);
     const float* row = crop.ring.row(p);
     if (crop.x.reach == 1) add_products_across<1>(crop, row, s.partial);
@@ -109,13 +112,15 @@ inline void products_across(const AugmentImage& image, int dtype, Scratch& s, co
 // The ring holds every row of the crop resized across; it is overwritten.
 inline void back_crop(const AugmentCall& call, const Needs& needs, const AugmentImage& image,
                       const AugmentImage* target, Planes gradient, Scratch& s, double* by) {
-  const double unit = call.image_dtype == fastssl::kUint8 ? 1.0 / 255.0 : 1.0;
   products_down(s.crop, gradient, s.products);
-  box_gradient(s.crop.y, s.products, unit, by + fastssl::kTop, by + fastssl::kHeight);
+  box_gradient(s.crop.y, s.products, by + fastssl::kTop, by + fastssl::kHeight);
   back_rows(s.crop, gradient);
-  if (target) transpose_axis(s.crop.x, needs.spread, &s.back_x);
+  if (target) {
+    transpose_axis(s.crop.x, needs.spread, &s.back_x);
+    clear_behind(s.back_x, s.led_rows, s.led_step);
+  }
   products_across(image, call.image_dtype, s, target);
-  box_gradient(s.crop.x, s.products, 1.0, by + fastssl::kLeft, by + fastssl::kWidth);
+  box_gradient(s.crop.x, s.products, by + fastssl::kLeft, by + fastssl::kWidth);
 }
 
 }  // namespace

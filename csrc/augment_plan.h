@@ -1,5 +1,9 @@
 // What one row of the table asks for, and the memory that a thread needs to do it.
 #pragma once
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "augment_blur.h"
 #include "augment_colour.h"
 #include "augment_resize.h"
@@ -144,6 +148,12 @@ struct Needs {
   }
 };
 
+#if defined(__SANITIZE_ADDRESS__)
+constexpr int64_t kGap = 64;  // between two arrays, poisoned so that the sanitizer sees a step too far
+#else
+constexpr int64_t kGap = 0;
+#endif
+
 // Cuts a thread's memory into arrays at cache lines; run twice, the first time only to measure.
 struct Cutter {
   char* memory;
@@ -152,6 +162,10 @@ struct Cutter {
   template <class T> void cut(T** array, int64_t count) {
     if (memory) *array = reinterpret_cast<T*>(memory + used);
     used += round_up(count * int64_t(sizeof(T)), 64);
+#if defined(__SANITIZE_ADDRESS__)
+    if (memory) __asan_poison_memory_region(memory + used, size_t(kGap));
+#endif
+    used += kGap;
   }
 };
 
@@ -165,8 +179,9 @@ struct Scratch {
   BlurRows blur;
   float *blur_weight, *blur_slope;
   // Of a backward: inputs of every step on one chunk, gradients by the weights of an axis, a row
-  // with both its mirrored ends, the crop across by source pixel.
-  float *chunks, *partial, *spread_row;
+  // with both its mirrored ends, rows with zeros behind them, the crop across by source pixel.
+  float *chunks, *partial, *spread_row, *led_rows;
+  int64_t led_step;
   double* products;
   Axis back_x;
 
@@ -178,11 +193,11 @@ struct Scratch {
       cutter.cut(&arrays, axis_bytes(size, taps));
       if (memory) place_axis(*axis, arrays, size);
     }
-    crop.source_step = round_up(needs.source, 16) + 48;
+    crop.source_step = round_up(needs.source + needs.taps_x, 16) + 48;
     cutter.cut(&crop.source, 3 * crop.source_step);
     crop.ring.width = wide;
     crop.ring.mask = needs.rows - 1;
-    cutter.cut(&crop.ring.memory, needs.rows * 3 * wide + 2 * 16);
+    cutter.cut(&crop.ring.memory, needs.rows * 3 * wide);
     for (int k = 0; k < plane_sets; ++k) {
       planes[k].step = Planes::plane_step(size);
       cutter.cut(&planes[k].data, 3 * planes[k].step);
@@ -200,6 +215,8 @@ struct Scratch {
       cutter.cut(&products, taps * wide);
       cutter.cut(&partial, taps * wide);
       cutter.cut(&spread_row, BlurRows::padded_width(size, half));
+      led_step = 2 * wide + 48;  // a source pixel counts for at most every output
+      cutter.cut(&led_rows, 3 * led_step);
       char* arrays = nullptr;
       cutter.cut(&arrays, axis_bytes(needs.source, 0) + needs.spread * 4);
       if (memory) place_axis(back_x, arrays, needs.source);
@@ -213,9 +230,8 @@ inline void set_crop(const AugmentCall& call, const Needs& needs, const Plan& pl
   const double* box = plan.values;
   const Span x = clip_span(box[fastssl::kLeft], box[fastssl::kWidth], plan.image->width);
   const Span y = clip_span(box[fastssl::kTop], box[fastssl::kHeight], plan.image->height);
-  const double unit = call.image_dtype == fastssl::kUint8 ? 1.0 / 255.0 : 1.0;
-  build_axis(crop->x, x, plan.image->width, filter, plan.runs(fastssl::kHflip), needs.taps_x, 1.0);
-  build_axis(crop->y, y, plan.image->height, filter, false, needs.taps_y, unit);
+  build_axis(crop->x, x, plan.image->width, filter, plan.runs(fastssl::kHflip), needs.taps_x);
+  build_axis(crop->y, y, plan.image->height, filter, false, needs.taps_y);
   crop->upside_down = plan.runs(fastssl::kVflip);
 }
 

@@ -6,13 +6,26 @@
 
 namespace {
 
-// A row of one channel to floats; strides in elements.
+FASTSSL_INLINE float unit_scale(float x) { return x; }
+
+// x / 255, correctly rounded: the quotient by the reciprocal, corrected by a fused remainder.
+FASTSSL_INLINE float unit_scale(uint8_t x) {
+#if defined(__FMA__) || defined(__aarch64__)
+  constexpr float reciprocal = 1.0f / 255.0f;
+  const float whole = float(x), quotient = whole * reciprocal;
+  return quotient + (whole - 255.0f * quotient) * reciprocal;
+#else
+  return float(x) / 255.0f;
+#endif
+}
+
+// A row of one channel to floats in [0, 1]; strides in elements.
 template <class T>
 FASTSSL_INLINE void read_plane_row(const T* from, int64_t step, int64_t count, float* to) {
   if (step == 1) {
-    for (int64_t x = 0; x < count; ++x) to[x] = float(from[x]);
+    for (int64_t x = 0; x < count; ++x) to[x] = unit_scale(from[x]);
   } else {
-    for (int64_t x = 0; x < count; ++x) to[x] = float(from[x * step]);
+    for (int64_t x = 0; x < count; ++x) to[x] = unit_scale(from[x * step]);
   }
 }
 
@@ -20,9 +33,9 @@ template <class T>
 void read_interleaved_row(const T* __restrict from, int64_t count, float* __restrict r,
                           float* __restrict g, float* __restrict b) {
   for (int64_t x = 0; x < count; ++x) {
-    r[x] = float(from[3 * x]);
-    g[x] = float(from[3 * x + 1]);
-    b[x] = float(from[3 * x + 2]);
+    r[x] = unit_scale(from[3 * x]);
+    g[x] = unit_scale(from[3 * x + 1]);
+    b[x] = unit_scale(from[3 * x + 2]);
   }
 }
 
@@ -42,8 +55,8 @@ inline void read_pixels(const fastssl::AugmentImage& image, int dtype, int64_t r
   else read_pixels<float>(image, row, first, count, to, to_step);
 }
 
-// One row of each channel resized across. Beyond the pixels of `from` lie zeros, two vectors of
-// them: weights of zero read there.
+// One row of each channel resized across. Beyond the pixels of `from` lie zeros, as many as there
+// are taps and two vectors of them: weights of zero read there.
 template <int kReach>
 void across(const Axis& axis, const float* from, int64_t from_step, float* to, int64_t to_step) {
   for (int64_t block = 0; block < axis.padded; block += kWide) {
@@ -122,7 +135,7 @@ inline void down(const Axis& axis, int64_t output, const Ring& ring, int64_t wid
 struct Crop {
   Axis x, y;      // y is never reversed: its outputs are written from the last one on instead
   bool upside_down;
-  float* source;  // one row of each channel and two vectors of zeros behind each
+  float* source;  // one row of each channel and zeros behind each
   int64_t source_step;
   Ring ring;
 
@@ -138,15 +151,14 @@ inline void crop_rows(const Crop& crop, const fastssl::AugmentImage& image, int 
   }
 }
 
-inline void clear_behind(const Crop& crop) {
+inline void clear_behind(const Axis& axis, float* rows, int64_t step) {
   for (int channel = 0; channel < 3; ++channel)
-    std::memset(crop.source + channel * crop.source_step + crop.x.length, 0,
-                2 * kWide * sizeof(float));
+    std::memset(rows + channel * step + axis.length, 0, size_t(axis.taps + 2 * kWide) * sizeof(float));
 }
 
 inline void run_crop(const Crop& crop, const fastssl::AugmentImage& image, int dtype, Planes to) {
   const int64_t size = crop.y.outputs;
-  clear_behind(crop);
+  clear_behind(crop.x, crop.source, crop.source_step);
   int64_t done = 0;
   for (int64_t i = 0; i < size; ++i) {
     int64_t need = crop.y.low[i] + crop.y.taps;

@@ -36,9 +36,14 @@ def render(
     codes_VNC: Tensor,
     size: int,
     settings: Settings,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """(V, N, 3, S, S): one 4-D image tensor (with sizes if padded) or N 3-D ones, every view."""
-    dtype = work_dtype(images[0].dtype)
+    """(V, N, 3, S, S): one 4-D image tensor (with sizes if padded) or N 3-D ones, every view.
+
+    ``dtype`` is that of the work, and of the views if given.
+    """
+    view_dtype = settings.view_dtype(images[0].dtype) if dtype is None else dtype
+    dtype = work_dtype(images[0].dtype) if dtype is None else dtype
     values_VNP = values_VNP.to(dtype)
     with own_precision(images[0]):
         x_N3HW, sizes_N2 = stack(images, sizes_N2, dtype)
@@ -52,7 +57,7 @@ def render(
             x_M3SS = on_rows(runs_M, run, x_M3SS, *operands)
         if settings.mean is not None and settings.std is not None:
             x_M3SS = tone.normalise(x_M3SS, settings.mean, settings.std)
-    x_VN3SS = x_M3SS.view_as(x_VN3SS).to(settings.view_dtype(images[0].dtype))
+    x_VN3SS = x_M3SS.view_as(x_VN3SS).to(view_dtype)
     if settings.memory_format == torch.channels_last:
         return x_VN3SS.movedim(2, -1).contiguous().movedim(-1, 2)
     return x_VN3SS.contiguous()
