@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ ERROR_RATIO = 2.0
 ROUNDING = 32 * torch.finfo(torch.float32).eps
 """Added to it: a dozen float32 operations on values up to 1 (before the division by std)."""
 
-NORMALISE = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+NORMALISE: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 FLOPS_PER_TAP = 2
 """Of the resize: taps of one output are ceil(2 half width max(ratio, 1)) along each axis."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,13 +102,14 @@ def _bad_options(x: Tensor, table: Table) -> Iterator[BadCall]:
         ("blur_window", -1), ("blur_window", 3.0), ("mean", (0.5, 0.5, 0.5)),
     ):  # fmt: skip
         words = (f"settings.{name}", str(value))
-        wrong = {"settings": replace(base, **{name: value})}
+        changed: dict[str, Any] = {name: value}
+        wrong = {"settings": replace(base, **changed)}
         yield BadCall(f"{name} {value}", x, table, words, wrong)
     for name, mean, std in (
         ("mean", (0.5, 0.5), (1.0, 1.0, 1.0)), ("std", (0.5, 0.5, 0.5), (1.0, 0.0, 1.0)),
         ("mean", (0.5, math.nan, 0.5), (1.0, 1.0, 1.0)),
     ):  # fmt: skip
-        wrong = {"settings": replace(base, mean=mean, std=std)}
+        wrong = {"settings": replace(base, mean=mean, std=std)}  # type: ignore[arg-type]
         yield BadCall(f"{name} {mean} {std}", x, table, (f"settings.{name}",), wrong)
     yield BadCall("no settings", x, table, ("settings", "dict"), {"settings": {}})
     blurred = Table(table.values_VNP.clone(), table.codes_VNC.clone())
@@ -116,7 +118,7 @@ def _bad_options(x: Tensor, table: Table) -> Iterator[BadCall]:
     wide = {"settings": Settings(blur_window=9), "size": 4}
     yield BadCall("wide window", x, blurred, ("settings.blur_window", "less than 8"), wide)
     sizes = torch.tensor([[6, 8], [6, 9]])
-    for name, images, wrong_sizes, words in (
+    for name, images, wrong_sizes, mentions in (
         ("sizes too large", x, sizes, ("sizes_N2[1]", "(6, 8)", "(6, 9)")),
         ("sizes of nothing", x, sizes * 0, ("sizes_N2[0]", "(0, 0)")),
         ("sizes of a list", list(x), sizes, ("sizes_N2", "None")),
@@ -124,5 +126,5 @@ def _bad_options(x: Tensor, table: Table) -> Iterator[BadCall]:
         ("one size", x, sizes[:1], ("sizes_N2", "(1, 2)")),
         ("list of sizes", x, [[6, 8]] * 2, ("sizes_N2", "list")),
         ("sizes elsewhere", x, sizes.to("meta"), ("sizes_N2", "meta")),
-    ):
-        yield BadCall(name, images, table, words, {"sizes_N2": wrong_sizes})
+    ):  # type: ignore[assignment]
+        yield BadCall(name, images, table, mentions, {"sizes_N2": wrong_sizes})

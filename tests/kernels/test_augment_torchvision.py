@@ -18,8 +18,8 @@ from fastssl.kernels.augment.op import augment
 from fastssl.kernels.augment.settings import Settings
 from fastssl.kernels.augment.table import JITTER_ORDERS, STAGE_BIT, Table
 
-tv = pytest.importorskip("torchvision.transforms.v2.functional")
-MODES = pytest.importorskip("torchvision.transforms").InterpolationMode
+tv = pytest.importorskip("torchvision.transforms.v2.functional", reason="the peer")
+MODES = pytest.importorskip("torchvision.transforms", reason="the peer").InterpolationMode
 
 SIDE = 26
 PLAIN = Settings()
