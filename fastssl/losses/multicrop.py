@@ -29,7 +29,7 @@ from fastssl.losses.metrics import ContrastiveMetrics, Terms
 from fastssl.losses.supcon import rows_out_terms
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 NAME = "multi_crop_ntxent"
 
@@ -40,7 +40,7 @@ def multi_crop_ntxent(
     *,
     ids: Sequence[Tensor] | None = None,
     reduction: str = "mean",
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """NT-Xent over crops; rows with the same sample id are each other's positives.
 
@@ -50,8 +50,9 @@ def multi_crop_ntxent(
         ids: per crop an integer (N_c,) of sample ids; None: row n of every crop is sample n, and
             all crops are of one shape.
         reduction: "mean" over the rows that have a positive, "sum", or "none" (0 for the others).
-        group: ranks whose batches are one batch; None: this process alone. The loss is over local
-            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+        group: ranks whose batches are one batch, or ``Ring`` of them to pass rows round instead of
+            gathering them; None: this process alone. The loss is over local rows; averaged by DDP
+            its gradient is exact (convention: fastssl/losses/distributed.py).
             Ids mean the same on all ranks; None: no sample is on two ranks.
 
     Returns:
@@ -70,7 +71,7 @@ def multi_crop_terms(
     crops: Sequence[Tensor],
     temperature: float | Tensor,
     ids: Sequence[Tensor] | None,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
     """Losses per row; top-1 is NaN where a row has several positives."""
     if isinstance(crops, Tensor) or len(crops) < 1:
@@ -82,7 +83,7 @@ def multi_crop_terms(
 
 
 def _stacked_ids(
-    crops: Sequence[Tensor], ids: Sequence[Tensor] | None, group: ProcessGroup | None
+    crops: Sequence[Tensor], ids: Sequence[Tensor] | None, group: Group | None
 ) -> Tensor:
     if ids is None:
         sizes = [crop.shape[0] for crop in crops]
@@ -116,7 +117,7 @@ class MultiCropNTXentLoss(nn.Module):
         temperature: float | Tensor = 0.1,
         *,
         reduction: str = "mean",
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         check_reduction("MultiCropNTXentLoss", reduction)

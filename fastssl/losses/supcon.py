@@ -32,7 +32,7 @@ from fastssl.losses.distributed import count_over_ranks, ids_over_ranks, sum_ove
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 
 def sup_con_out(
@@ -41,7 +41,7 @@ def sup_con_out(
     temperature: float | Tensor = 0.1,
     *,
     reduction: str = "mean",
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """SupCon with the positives outside the logarithm (L_out), in O(M D) beside the denominators.
 
@@ -50,8 +50,9 @@ def sup_con_out(
         labels: integer (M,) or (N,), a label or an id; None with views: a label per sample.
         temperature: finite, non-zero; a float, or a one-element tensor to learn it.
         reduction: "mean" over the rows that have a positive, "sum", or "none" (0 for the others).
-        group: ranks whose batches are one batch; None: this process alone. The loss is over local
-            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+        group: ranks whose batches are one batch, or ``Ring`` of them to pass rows round instead of
+            gathering them; None: this process alone. The loss is over local rows; averaged by DDP
+            its gradient is exact (convention: fastssl/losses/distributed.py).
             Labels mean the same on all ranks; None with views: no sample is on two ranks.
 
     Returns:
@@ -71,7 +72,7 @@ def sup_con_in(
     temperature: float | Tensor = 0.1,
     *,
     reduction: str = "mean",
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """SupCon with the positives inside the logarithm (L_in); arguments as of ``sup_con_out``."""
     check_reduction("sup_con_in", reduction)
@@ -82,7 +83,7 @@ def out_terms(
     embeddings: Tensor,
     labels: Tensor | None,
     temperature: float | Tensor,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
     """Losses per row of L_out; top-1 of several positives would need a second pass: NaN."""
     name = "sup_con_out"
@@ -94,7 +95,7 @@ def out_losses(
     embeddings: Tensor,
     labels: Tensor | None,
     temperature: float | Tensor,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
     """``out_terms`` at half the work, whose top-1 is always NaN."""
     name = "sup_con_out"
@@ -104,7 +105,7 @@ def out_losses(
 
 
 def rows_out_terms(
-    z_MD: Tensor, labels_M: Tensor, scale: float | Tensor, group: ProcessGroup | None = None
+    z_MD: Tensor, labels_M: Tensor, scale: float | Tensor, group: Group | None = None
 ) -> Terms:
     """L_out of unit rows."""
     row_M = torch.arange(z_MD.shape[0], device=z_MD.device)
@@ -117,7 +118,7 @@ def _out(
     labels_M: Tensor,
     scale: float | Tensor,
     found: Denominators,
-    group: ProcessGroup | None,
+    group: Group | None,
 ) -> Terms:
     counts_M, positive_M = _positives(z_MD, labels_M, group)
     some_M = counts_M > 0
@@ -135,7 +136,7 @@ def in_terms(
     embeddings: Tensor,
     labels: Tensor | None,
     temperature: float | Tensor,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
     """Losses per row of L_in and what the metrics are read from."""
     name = "sup_con_in"
@@ -157,7 +158,7 @@ def in_terms(
 
 
 def _rows(
-    name: str, embeddings: Tensor, labels: Tensor | None, group: ProcessGroup | None
+    name: str, embeddings: Tensor, labels: Tensor | None, group: Group | None
 ) -> tuple[Tensor, Tensor]:
     """Unit rows (M, D) and their labels (M,)."""
     if not isinstance(embeddings, Tensor):
@@ -177,7 +178,7 @@ def _rows(
     return unit_rows(h_MD), labels_M
 
 
-def _positives(z_MD: Tensor, labels_M: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+def _positives(z_MD: Tensor, labels_M: Tensor, group: Group | None) -> tuple[Tensor, Tensor]:
     """(M,) number of positives and (M,) mean similarity to them, 0 without; no M x M mask."""
     counts_M = class_counts(labels_M, labels_M, group) - 1
     others_MD = class_sums(z_MD, labels_M, labels_M, group) - z_MD
@@ -185,7 +186,7 @@ def _positives(z_MD: Tensor, labels_M: Tensor, group: ProcessGroup | None) -> tu
 
 
 def _negatives(
-    z_MD: Tensor, counts_M: Tensor, positive_M: Tensor, group: ProcessGroup | None
+    z_MD: Tensor, counts_M: Tensor, positive_M: Tensor, group: Group | None
 ) -> Callable[[], tuple[Tensor, Tensor]]:
     def negatives() -> tuple[Tensor, Tensor]:
         sum_D = z_MD.sum(0)
@@ -221,7 +222,7 @@ class SupConLoss(nn.Module):
         *,
         form: str = "out",
         reduction: str = "mean",
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         check_reduction("SupConLoss", reduction)
