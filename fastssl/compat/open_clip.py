@@ -1,7 +1,7 @@
-"""``open_clip.loss``: ClipLoss and SigLipLoss for one process.
+"""``open_clip.loss``: ClipLoss, over ranks too, and SigLipLoss for one process.
 
 Features are taken as they are: open_clip's models normalise them. Values and gradients equal; no
-N x N matrix is handed to autograd. A world of more than one process is refused when built.
+N x N matrix is handed to autograd. Over ranks only rows travel, and two numbers per row.
 """
 
 # shapes: N pairs, D features
@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastssl.compat.rows import as_peers_return_it, row_dots, widened
+from fastssl.compat.clip_over_ranks import (
+    own_pairs_loss,
+    own_rows_loss,
+    whole_loss,
+    whole_loss_of_own,
+)
+from fastssl.compat.rows import all_ranks, as_peers_return_it, row_dots, widened
 from fastssl.kernels.contrast.op import contrast
 from fastssl.losses.siglip import pairwise_sigmoid
 
@@ -20,12 +26,16 @@ class ClipLoss(nn.Module):
     """``open_clip.loss.ClipLoss``: symmetric cross entropy (Radford et al., arXiv:2103.00020).
 
     Args:
-        local_loss, gather_with_grad, cache_labels, use_horovod: kept for the signature; they have
-            no effect in one process, as in the original.
-        rank, world_size: ValueError for a world_size above 1.
+        local_loss: the loss of the local pairs instead of all ranks' (world_size > 1).
+        gather_with_grad: a rank's features also get the gradient of the other ranks' losses.
+        rank, world_size: as of torch.distributed, whose default group the ranks are.
+        cache_labels: kept for the signature; no effect.
+        use_horovod: ValueError for a world_size above 1.
 
-    Differs: there is no ``get_logits`` or ``get_ground_truth`` to override, since the logits never
-    exist; the gradient of ``logit_bias``, which cancels in a softmax, is exactly zero.
+    Differs: with local_loss and gather_with_grad ``logit_scale`` gets a rank's share of the sum of
+    all ranks' gradients instead of its own loss's: equal after DDP's average. There is no
+    ``get_logits`` or ``get_ground_truth`` to override, since the logits never exist; the gradient
+    of ``logit_bias``, which cancels in a softmax, is exactly zero.
     """
 
     def __init__(
@@ -38,7 +48,8 @@ class ClipLoss(nn.Module):
         use_horovod: bool = False,
     ) -> None:
         super().__init__()
-        _one_process("ClipLoss", world_size)
+        if use_horovod and world_size > 1:
+            raise ValueError("ClipLoss: use_horovod must be False over ranks; received True")
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
         self.cache_labels = cache_labels
@@ -57,13 +68,29 @@ class ClipLoss(nn.Module):
         """Loss, (), of (N, D) features, or {"contrastive_loss": loss}."""
         _check_pairs("ClipLoss", image_features, text_features)
         image_ND, text_ND = widened(image_features), widened(text_features)
-        rows_N, cols_N, _ = contrast(image_ND, text_ND, logit_scale, columns=True)
         scale = logit_scale.reshape(()) if isinstance(logit_scale, Tensor) else logit_scale
-        own_N = row_dots(image_ND, text_ND) * scale
-        loss = ((rows_N + cols_N) / 2 - own_N).mean()
+        if self.world_size > 1:
+            loss = self._over_ranks(image_ND, text_ND, scale)
+        else:
+            rows_N, cols_N, _ = contrast(image_ND, text_ND, scale, columns=True)
+            loss = ((rows_N + cols_N) / 2 - row_dots(image_ND, text_ND) * scale).mean()
         if isinstance(logit_bias, Tensor):
             loss = loss + 0 * logit_bias.sum()  # a parameter of the graph, for DDP's sake
         return _answer(loss, image_features, output_dict)
+
+    def _over_ranks(self, image_ND: Tensor, text_ND: Tensor, scale: float | Tensor) -> Tensor:
+        group = all_ranks()
+        running = 1 if group is None else group.size()
+        if group is None or running != self.world_size:
+            raise ValueError(
+                "ClipLoss: world_size must be the number of processes of torch.distributed, "
+                f"{running} here; received {self.world_size}"
+            )
+        if self.local_loss:
+            loss = own_pairs_loss if self.gather_with_grad else own_rows_loss
+        else:
+            loss = whole_loss if self.gather_with_grad else whole_loss_of_own
+        return loss(image_ND, text_ND, scale, group)
 
 
 class SigLipLoss(nn.Module):
