@@ -143,7 +143,7 @@ def tells_metrics(case: Case) -> bool:
 
 
 def tells_top1(case: Case) -> bool:
-    """Whether top-1 is known (not of several positives outside the logarithm)."""
+    """Between 0 and 1: the nearest candidate is a positive, or is not."""
     _, metrics = case.with_metrics(case.embeddings(), KNOBS[case.knob])
     return 0 <= metrics.top1.item() <= 1
 

@@ -56,7 +56,7 @@ def among_themselves(
     """Unit rows against the others. The products are symmetric: an even number takes half of them.
 
     The symmetric operator gives a loss per row, to which its positive is added back; the largest
-    logit it does not know is NaN.
+    logit, which it does not know, is NaN.
     """
     num_rows = z_MD.shape[0]
     if group is not None or num_rows % 2:

@@ -23,7 +23,8 @@ SLACK = 16
 class ContrastiveMetrics(NamedTuple):
     """0-d tensors without gradient.
 
-    top1: share of rows whose (best) positive is at least every other logit of its denominator.
+    top1: share of rows whose nearest candidate, the largest logit of the denominator, is a positive
+        (of several, any).
     alignment: mean cosine similarity of a row and its positives.
     negative_similarity: mean cosine similarity over all (row, negative) pairs; NaN without any.
     """
@@ -74,7 +75,7 @@ class Terms:
         slack = SLACK * torch.finfo(self.top_N.dtype).eps * scale.abs()
         best_N = self.best() * scale
         top1_N = (best_N >= self.top_N - slack).to(best_N.dtype)
-        hit_N = torch.where(best_N.isnan(), best_N, top1_N)
+        hit_N = torch.where(self.top_N.isnan(), self.top_N, top1_N)
         sum_N, count_N = self.negatives()
         if self.counted_N is None:
             top1, alignment = hit_N.mean(), self.similarity_N.mean()

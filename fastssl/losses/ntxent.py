@@ -89,7 +89,7 @@ class NTXentLoss(nn.Module):
     def with_metrics(
         self, *views_ND: Tensor, sample_ids: Tensor | None = None
     ) -> tuple[Tensor, ContrastiveMetrics]:
-        """The loss and its metrics; top-1 is NaN for more than two views."""
+        """The loss and its metrics; a top-1 hit: the nearest other row is of its sample."""
         terms = self._terms(views_ND, sample_ids)
         return terms.reduced(self.reduction), terms.metrics()
 

@@ -70,7 +70,6 @@ LABELS = torch.tensor([5, 5, 0, 5, 0, -3, 2])
 CROP_IDS = (torch.tensor([3, 1, 0, 7]), torch.tensor([1, 3, 9]), torch.tensor([3, 0]))
 
 
-SECOND_PASS = (("top-1", "the best of several positives would cost a second pass"),)
 WEIGHT = "its weight has no gradient by definition, which finite differences see"
 STOPPED = (("gradcheck", WEIGHT), ("double backward", WEIGHT))
 
@@ -189,7 +188,7 @@ def _sup_con(form: str, function, labels: Tensor | None, views: int = 1) -> Case
     paper = "Khosla et al. 2020, arXiv:2004.11362"
     return Case(
         function.__name__, variant, ("embeddings",), call, sizes, with_metrics=with_metrics,
-        paper=paper, without=SECOND_PASS if form == "out" else (),
+        paper=paper,
     )  # fmt: skip
 
 
@@ -205,7 +204,7 @@ def _multi_crop() -> Case:
     names = ("crops[0]", "crops[1]", "crops[2]")
     return Case(
         "multi_crop_ntxent", "ids", names, call, (4, 3, 2), with_metrics=with_metrics,
-        paper="Chen et al. 2020, arXiv:2002.05709", without=SECOND_PASS,
+        paper="Chen et al. 2020, arXiv:2002.05709",
     )  # fmt: skip
 
 

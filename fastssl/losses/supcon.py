@@ -26,7 +26,7 @@ from fastssl.losses.arguments import (
     checked_ids,
     scale_of,
 )
-from fastssl.losses.classes import class_counts, class_sums
+from fastssl.losses.classes import class_counts, class_sums, class_tops
 from fastssl.losses.denominators import among_themselves, denominators, unit_rows
 from fastssl.losses.distributed import count_over_ranks, ids_over_ranks, sum_over_ranks
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
@@ -85,7 +85,7 @@ def out_terms(
     temperature: float | Tensor,
     group: Group | None = None,
 ) -> Terms:
-    """Losses per row of L_out; top-1 of several positives would need a second pass: NaN."""
+    """Losses per row of L_out and what the metrics are read from."""
     name = "sup_con_out"
     z_MD, labels_M = _rows(name, embeddings, labels, group)
     return rows_out_terms(z_MD, labels_M, scale_of(name, temperature, embeddings), group)
@@ -97,10 +97,16 @@ def out_losses(
     temperature: float | Tensor,
     group: Group | None = None,
 ) -> Terms:
-    """``out_terms`` at half the work, whose top-1 is always NaN."""
+    """``out_terms`` at half the work, without what top-1 is read from: it is NaN."""
     name = "sup_con_out"
     z_MD, labels_M = _rows(name, embeddings, labels, group)
-    scale = scale_of(name, temperature, embeddings)
+    return rows_out_losses(z_MD, labels_M, scale_of(name, temperature, embeddings), group)
+
+
+def rows_out_losses(
+    z_MD: Tensor, labels_M: Tensor, scale: float | Tensor, group: Group | None = None
+) -> Terms:
+    """``rows_out_terms`` at half the work."""
     return _out(z_MD, labels_M, scale, among_themselves(z_MD, scale, group), group)
 
 
@@ -125,8 +131,7 @@ def _out(
     loss_M = torch.where(some_M, found.rows - positive_M * scale, 0.0)
 
     def best() -> Tensor:
-        """With one positive the mean is the best; of more only the mean is known."""
-        return torch.where((counts_M <= 1).all(), positive_M, torch.nan)
+        return class_tops(z_MD, labels_M, scale, group) / scale
 
     negatives = _negatives(z_MD, counts_M, positive_M, group)
     return Terms(loss_M, positive_M, best, found.top, scale, negatives, some_M, group)
@@ -241,7 +246,7 @@ class SupConLoss(nn.Module):
     def with_metrics(
         self, embeddings: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, ContrastiveMetrics]:
-        """The loss and its metrics; top-1 is NaN for "out" where a row has several positives."""
+        """The loss and its metrics; a top-1 hit: the nearest other row is of its label."""
         terms = FORMS[self.form](embeddings, labels, self.temperature, self.group)
         return terms.reduced(self.reduction), terms.metrics()
 
