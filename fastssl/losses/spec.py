@@ -24,8 +24,8 @@ class Case:
     """One way to call one loss.
 
     loss: the name its refusals begin with. names: of the arguments that are embeddings.
-    call(embeddings, temperature, reduction): the function; ``temperature`` is the logit scale
-    where the loss takes that. with_metrics(embeddings, temperature): the module's method.
+    call(embeddings, temperature, reduction, group): the function; ``temperature`` is the logit
+    scale where the loss takes that. with_metrics(embeddings, temperature): the module's method.
     sizes: rows of each embedding. without: promises it does not keep, and why.
     """
 
@@ -71,7 +71,7 @@ CROP_IDS = (torch.tensor([3, 1, 0, 7]), torch.tensor([1, 3, 9]), torch.tensor([3
 
 
 WEIGHT = "its weight has no gradient by definition, which finite differences see"
-STOPPED = (("gradcheck", WEIGHT), ("double backward", WEIGHT))
+STOPPED = (("gradcheck", WEIGHT), ("double backward", WEIGHT), ("jvp", WEIGHT))
 
 
 def _info_nce(variant: str, sizes: tuple[int, ...] = (4, 9), **settings) -> Case:
@@ -83,10 +83,10 @@ def _info_nce(variant: str, sizes: tuple[int, ...] = (4, 9), **settings) -> Case
         hard_NHD = embeddings[2].unflatten(0, (embeddings[0].shape[0], -1))
         return embeddings[:2], {**settings, "hard_negatives": hard_NHD}
 
-    def call(embeddings, temperature, reduction="mean"):
+    def call(embeddings, temperature, reduction="mean", group=None):
         rows, more = arguments(embeddings)
         queries, keys = rows
-        return losses.info_nce(queries, keys, temperature, reduction=reduction, **more)
+        return losses.info_nce(queries, keys, temperature, reduction=reduction, group=group, **more)
 
     def with_metrics(embeddings, temperature):
         rows, more = arguments(embeddings)
@@ -103,8 +103,8 @@ def _two_views(
 ) -> Case:
     ids = {} if sample_ids is None else {"sample_ids": sample_ids}
 
-    def call(embeddings, temperature, reduction="mean"):
-        return module(temperature, reduction=reduction, **settings)(*embeddings, **ids)
+    def call(embeddings, temperature, reduction="mean", group=None):
+        return module(temperature, reduction=reduction, group=group, **settings)(*embeddings, **ids)
 
     def with_metrics(embeddings, temperature):
         return module(temperature, **settings).with_metrics(*embeddings, **ids)
@@ -116,8 +116,8 @@ def _two_views(
 def _plain_nt_xent() -> Case:
     """The operator of its own, whose refusals begin with its name."""
 
-    def call(embeddings, temperature, reduction="mean"):
-        return losses.NTXentLoss(temperature, reduction=reduction)(*embeddings)
+    def call(embeddings, temperature, reduction="mean", group=None):
+        return losses.NTXentLoss(temperature, reduction=reduction, group=group)(*embeddings)
 
     def with_metrics(embeddings, temperature):
         return losses.NTXentLoss(temperature).with_metrics(*embeddings)
@@ -127,10 +127,10 @@ def _plain_nt_xent() -> Case:
 
 
 def _moco(variant: str, rows_KD: Tensor, options: Options | None = None) -> Case:
-    def call(embeddings, temperature, reduction="mean"):
+    def call(embeddings, temperature, reduction="mean", group=None):
         query, key = embeddings
         return losses.moco_loss(
-            query, key, rows_KD, temperature, options=options, reduction=reduction
+            query, key, rows_KD, temperature, options=options, reduction=reduction, group=group
         )
 
     def with_metrics(embeddings, temperature):
@@ -143,10 +143,10 @@ def _moco(variant: str, rows_KD: Tensor, options: Options | None = None) -> Case
 
 
 def _cissl(num_views: int) -> Case:
-    def call(embeddings, temperature, reduction="mean"):
+    def call(embeddings, temperature, reduction="mean", group=None):
         student, teacher = embeddings
         return losses.cissl_loss(
-            student, teacher, temperature, num_views=num_views, reduction=reduction
+            student, teacher, temperature, num_views=num_views, reduction=reduction, group=group
         )
 
     def with_metrics(embeddings, temperature):
@@ -158,9 +158,9 @@ def _cissl(num_views: int) -> Case:
 
 
 def _clip(variant: str, **settings) -> Case:
-    def call(embeddings, scale, reduction="mean"):
+    def call(embeddings, scale, reduction="mean", group=None):
         image, text = embeddings
-        return losses.clip_loss(image, text, scale, reduction=reduction, **settings)
+        return losses.clip_loss(image, text, scale, reduction=reduction, group=group, **settings)
 
     def with_metrics(embeddings, scale):
         return losses.CLIPLoss(float(scale), **settings).with_metrics(*embeddings)
@@ -176,8 +176,8 @@ def _sup_con(form: str, function, labels: Tensor | None, views: int = 1) -> Case
     def shaped(embeddings):
         return embeddings[0] if views == 1 else embeddings[0].unflatten(0, (-1, views))
 
-    def call(embeddings, temperature, reduction="mean"):
-        return function(shaped(embeddings), labels, temperature, reduction=reduction)
+    def call(embeddings, temperature, reduction="mean", group=None):
+        return function(shaped(embeddings), labels, temperature, reduction=reduction, group=group)
 
     def with_metrics(embeddings, temperature):
         module = losses.SupConLoss(temperature, form=form)
@@ -193,9 +193,9 @@ def _sup_con(form: str, function, labels: Tensor | None, views: int = 1) -> Case
 
 
 def _multi_crop() -> Case:
-    def call(embeddings, temperature, reduction="mean"):
+    def call(embeddings, temperature, reduction="mean", group=None):
         return losses.multi_crop_ntxent(
-            list(embeddings), temperature, ids=CROP_IDS, reduction=reduction
+            list(embeddings), temperature, ids=CROP_IDS, reduction=reduction, group=group
         )
 
     def with_metrics(embeddings, temperature):

@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 import torch
 
+from fastssl.losses import spec
 from tests.distributed.models import (
     CASES,
     OUT,
@@ -106,3 +107,10 @@ def test_training_moves_every_weight(name):
 
 def test_every_loss_of_the_promise_is_here():
     assert set(PAPERS) <= set(CASES)
+
+
+@pytest.mark.parametrize("case", spec.CASES, ids=lambda case: case.name)
+def test_every_loss_that_the_page_of_features_gives_a_group_is_here(case):
+    name = case.loss.lower().replace("_", "").removesuffix("loss")
+    assert "group" not in dict(case.without)
+    assert any(name.startswith(known.lower().split("-")[0]) for known in CASES)
