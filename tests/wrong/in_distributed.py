@@ -52,7 +52,7 @@ MUTANTS = (
     Mutant(
         "self-pairs-of-other-ranks",
         LAYER,
-        "first = sum(counts[: dist.get_rank(group)])",
+        "first = sum(counts[: dist.get_rank(process_group(group))])",
         "first = 0",
         (f"{TRAINED}[two-NTXent]",),
     ),
