@@ -20,7 +20,7 @@ from torch import Tensor
 from fastssl.losses.spec import CASES, Case
 
 PAGE = Path(__file__).parent.parent / "docs" / "losses.md"
-KNOBS = {"temperature": 0.3, "logit_scale": 4.0}
+KNOBS = {"temperature": 0.3, "logit_scale": 4.0, "scale": 4.0}
 
 
 def leaves(case: Case, dtype: torch.dtype = torch.float64) -> list[Tensor]:

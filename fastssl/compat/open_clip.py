@@ -1,17 +1,19 @@
-"""``open_clip.loss``: ClipLoss and SigLipLoss for one process.
+"""``open_clip.loss``: ClipLoss for one process, SigLipLoss for any number.
 
 Features are taken as they are: open_clip's models normalise them. Values and gradients equal; no
-N x N matrix is handed to autograd. A world of more than one process is refused when built.
+N x N matrix is handed to autograd.
 """
 
 # shapes: N pairs, D features
 from __future__ import annotations
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastssl.compat.rows import as_peers_return_it, row_dots, widened
 from fastssl.kernels.contrast.op import contrast
-from fastssl.losses.siglip import pairwise_sigmoid
+from fastssl.kernels.sigmoid_pairs.op import sigmoid_pairs_sum
+from fastssl.losses.sigmoid_ranks import gathered_sigmoid, ring_sigmoid
 
 EXCHANGES = ("bidir", "shift", "reduce", "gather")
 
@@ -71,11 +73,14 @@ class SigLipLoss(nn.Module):
 
     Args:
         cache_labels: kept for the signature; no effect, as in the original.
-        rank, world_size: ValueError for a world_size above 1.
+        rank, world_size: those of torch.distributed's default group; a ValueError at the call
+            where they are not. Gradients are the original's: of the sum of all ranks' losses.
         dist_impl: None, "bidir", "shift", "reduce" or "gather"; another is a ValueError (the
-            original: AssertionError). No effect in one process.
+            original: AssertionError). All give one answer: "bidir" and "shift" pass texts round
+            the ranks, "reduce" and "gather" gather them.
 
-    Differs: ``get_logits`` and ``get_ground_truth`` do not exist.
+    Differs: ``get_logits`` and ``get_ground_truth`` do not exist; over ranks there is no second
+    derivative.
     """
 
     def __init__(
@@ -86,7 +91,6 @@ class SigLipLoss(nn.Module):
         dist_impl: str | None = None,
     ) -> None:
         super().__init__()
-        _one_process("SigLipLoss", world_size)
         self.cache_labels = cache_labels
         self.rank = rank
         self.world_size = world_size
@@ -107,13 +111,31 @@ class SigLipLoss(nn.Module):
         """Loss, (), of (N, D) features, or {"contrastive_loss": loss}."""
         _check_pairs("SigLipLoss", image_features, text_features)
         bias = 0.0 if logit_bias is None else logit_bias
-        loss = pairwise_sigmoid(image_features, text_features, logit_scale, bias)
-        return _answer(loss, image_features, output_dict)
+        given = image_features, text_features, logit_scale, bias
+        if self.world_size == 1:
+            loss = sigmoid_pairs_sum(*given)
+        else:
+            over_ranks = ring_sigmoid if self.dist_impl in EXCHANGES[:2] else gathered_sigmoid
+            loss = over_ranks(*given, group=_world("SigLipLoss", self)).sum()
+        return _answer(loss / image_features.shape[0], image_features, output_dict)
 
 
 def _answer(loss: Tensor, features: Tensor, output_dict: bool) -> Tensor | dict[str, Tensor]:
     loss = as_peers_return_it(loss, features)
     return {"contrastive_loss": loss} if output_dict else loss
+
+
+def _world(name: str, loss: SigLipLoss) -> dist.ProcessGroup:
+    """The default group, if it is the one that the loss was built for."""
+    live = dist.is_available() and dist.is_initialized()
+    found = (dist.get_rank(), dist.get_world_size()) if live else "no process group"
+    if found != (loss.rank, loss.world_size):
+        expected = f"those of torch.distributed, {found}"
+        received = (loss.rank, loss.world_size)
+        raise ValueError(f"{name}: rank, world_size must be {expected}; received {received}")
+    group = dist.group.WORLD
+    assert group is not None
+    return group
 
 
 def _one_process(name: str, world_size: int) -> None:
