@@ -69,9 +69,7 @@ class SigLIPLoss(nn.Module):
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """Loss of (N, D) raw embeddings, () or (N,); row i of one belongs to row i of the other."""
         scale, bias = self.log_scale.exp(), self.bias
-        return siglip_loss(
-            image, text, scale, bias, reduction=self.reduction, group=self.group
-        )
+        return siglip_loss(image, text, scale, bias, reduction=self.reduction, group=self.group)
 
     def with_metrics(self, image: Tensor, text: Tensor) -> tuple[Tensor, ContrastiveMetrics]:
         """The loss and what O(N D) more tells of the local rows; top-1 is NaN."""

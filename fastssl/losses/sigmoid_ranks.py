@@ -130,4 +130,3 @@ class _SigmoidOverRanks(torch.autograd.Function):
             (g_N * by_bias_N).sum().to(bias.dtype) if want_bias else None,
             None,
         )
-

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 
-import torch
-
 from fastssl.kernels import native as compiled
 from fastssl.kernels.sigmoid_pairs import native, reference
 from fastssl.kernels.sigmoid_pairs.reference import Problem
@@ -70,7 +68,8 @@ def _fake_total(q, k, scale, bias, diagonal, want_q, want_k):
     dtype = Problem(q, k, scale, bias, diagonal).dtype
     sums = [q.new_empty((), dtype=dtype) for _ in range(3)]
     dq, dk = (
-        x.new_empty(x.shape if want else (0,), dtype=dtype) for x, want in ((q, want_q), (k, want_k))
+        x.new_empty(x.shape if want else (0,), dtype=dtype)
+        for x, want in ((q, want_q), (k, want_k))
     )
     return (*sums, dq, dk)
 

@@ -1,6 +1,7 @@
 """The sigmoid loss of all pairs in Triton; grids and scratch memory are in launch.py.
 
-    z_ij = -y_ij (scale q_i . k_j + bias),  rows_i = sum_j log(1 + e^z_ij),  W_ij = -y_ij / (1 + e^-z)
+    z_ij = -y_ij (scale q_i . k_j + bias),  W_ij = -y_ij / (1 + e^-z_ij)
+    rows_i = sum_j log(1 + e^z_ij)
 
 Every partial sum has its own slot, added up in a fixed order: no atomics. W is stored times 2^13,
 so that fp16 does not flush the weights of pairs that are far apart.
@@ -66,7 +67,7 @@ def sigmoid_rows_kernel(q_ptr, k_ptr, scale_ptr, bias_ptr, rows_ptr, N: tl.int64
                         num_k: tl.int64, diagonal: tl.int64, num_blocks: tl.int64, strip: tl.int64,
                         BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
                         PRECISION: tl.constexpr):  # fmt: skip
-    """Query block i against one strip of key blocks: its losses in the strip's slot, (strips, P)."""
+    """Query block i against one strip of key blocks: its losses, in the strip's slot."""
     i = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1).to(tl.int64)
     begin = c * strip
@@ -85,7 +86,8 @@ def sigmoid_rows_kernel(q_ptr, k_ptr, scale_ptr, bias_ptr, rows_ptr, N: tl.int64
 def sigmoid_weights_kernel(q_ptr, k_ptr, scale_ptr, bias_ptr, g_ptr, sums_ptr, w_ptr, N: tl.int64,
                            K: tl.int64, num_k: tl.int64, diagonal: tl.int64, first_block: tl.int64,
                            chunk_rows: tl.int64, width: tl.int64, BI: tl.constexpr,
-                           BJ: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+                           BJ: tl.constexpr, BK: tl.constexpr,
+                           PRECISION: tl.constexpr):  # fmt: skip
     """One tile of a chunk of query blocks: 2^13 g W into w (chunk_rows, width), and per query of
     the key block its loss, sum W q.k and sum W, (3, key blocks, chunk_rows)."""
     j = tl.program_id(0).to(tl.int64)

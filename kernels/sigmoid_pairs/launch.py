@@ -1,8 +1,8 @@
 """``sigmoid_pairs`` on CUDA: grids and scratch memory for the kernels of kernel.py.
 
 Losses alone: one pass of 2 N K D flops. With gradients W is written once, in chunks that stay in
-L2, and a GEMM per wanted side reads it (2 N K D each). float64 runs as plain-torch blocks. No launch
-waits for the device: CUDA graphs capture it.
+L2, and a GEMM per wanted side reads it (2 N K D each). float64 runs as plain-torch blocks. No
+launch waits for the device: CUDA graphs capture it.
 """
 
 # shapes: N queries, K keys, D features, P = N padded to blocks, C queries of a chunk, Q its width
@@ -42,7 +42,8 @@ def forward(problem: Problem, save: bool, want_q: bool) -> Parts:
         if save:
             return _weighed(call, None, (want_q, False))[0]
         rows_N = _rows(call)
-        return Parts(rows_N, *[rows_N.new_empty(0)] * 3)
+        none = rows_N.new_empty(0)
+        return Parts(rows_N, none, none, none)
 
 
 def pull_keys(problem: Problem, g_N: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def total(problem: Problem, wants: tuple[bool, bool]) -> tuple[Parts, Tensor]:
         return reference.total(problem, wants)
     with on_device(problem.q_ND):
         found, dk_KD = _weighed(_as_call(problem), None, wants)
-        return Parts(*(x.sum() for x in found[:3]), found.dq), dk_KD
+        return found.summed(), dk_KD
 
 
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -110,10 +111,11 @@ def _as_call(problem: Problem) -> _Call:
     dtype = torch.promote_types(q_ND.dtype, k_KD.dtype)
     name = dtype_name(dtype)
     depth = padded_depth(q_ND.shape[1], name)
-    operands = (_operand(x, dtype, depth) for x in (q_ND, k_KD))
-    numbers = (x.to(torch.float32) for x in (scale, bias))
+    q_width = q_ND.shape[1]
+    scale, bias = scale.to(torch.float32), bias.to(torch.float32)
+    q_ND, k_KD = (_operand(x, dtype, depth) for x in (q_ND, k_KD))
     place = len(k_KD) if diagonal is None else diagonal  # beyond the last key: no partner
-    return _Call(*operands, *numbers, place, q_ND.shape[1], name)
+    return _Call(q_ND, k_KD, scale, bias, place, q_width, name)
 
 
 def _operand(x_RD: Tensor, dtype: torch.dtype, depth: int) -> Tensor:
@@ -163,7 +165,8 @@ def _weighed(call: _Call, g_N: Tensor | None, wants: tuple[bool, bool]) -> tuple
         acc[:, : call.width] * unit if want else acc.new_empty(0)
         for acc, want in zip((acc_ND, acc_KD), wants, strict=True)
     )
-    return Parts(*sums_3N.unbind(0), dq_ND), dk_KD
+    rows_N, by_scale_N, by_bias_N = sums_3N.unbind(0)
+    return Parts(rows_N, by_scale_N, by_bias_N, dq_ND), dk_KD
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:

@@ -22,12 +22,10 @@ _CALL = struct.Struct("@" + "Pqq" * 2 + "qqqq" + "iiii" + "ii" + "dd" + "P" * 6)
 
 def forward(problem: Problem, save: bool, want_q: bool) -> Parts:
     """Losses (N,); with ``save`` also their derivatives, that of q where ``want_q`` asks for it."""
-    (N, D), K = problem.q_ND.shape, problem.k_KD.shape[0]
-    assert K > 0
-    sums = [_empty(N, dtype=problem.dtype) for _ in range(3 if save else 1)]
-    sums += [_empty(0, dtype=problem.dtype)] * (3 - len(sums))
-    dq_ND = _empty(N, D, dtype=problem.dtype) if save and want_q else _empty(0, dtype=problem.dtype)
-    found = Parts(*sums, dq_ND)
+    N, dtype = problem.q_ND.shape[0], problem.dtype
+    by_scale_N, by_bias_N = (_empty(N if save else 0, dtype=dtype) for _ in range(2))
+    dq_ND = _empty(*(problem.q_ND.shape if save and want_q else (0,)), dtype=dtype)
+    found = Parts(_empty(N, dtype=dtype), by_scale_N, by_bias_N, dq_ND)
     _run(problem, found, None, None)
     return found
 
@@ -36,20 +34,27 @@ def pull_keys(problem: Problem, g_N: Tensor) -> Tensor:
     """Gradient of the keys, (K, D) in their dtype, for the cotangents g of the queries' losses."""
     dk_KD = _empty(*problem.k_KD.shape, dtype=problem.k_KD.dtype)
     nothing = _empty(0, dtype=problem.dtype)
-    _run(problem, Parts(*[nothing] * 4), g_N.to(problem.dtype).contiguous(), dk_KD)
+    _run(
+        problem,
+        Parts(nothing, nothing, nothing, nothing),
+        g_N.to(problem.dtype).contiguous(),
+        dk_KD,
+    )
     return dk_KD
 
 
 def total(problem: Problem, wants: tuple[bool, bool]) -> tuple[Parts, Tensor]:
     """The sum of ``forward``'s parts over queries, dq (N, D) and dk (K, D) where wanted."""
-    sums = [_empty(problem.q_ND.shape[0], dtype=problem.dtype) for _ in range(3)]
+    rows_N, by_scale_N, by_bias_N = (
+        _empty(problem.q_ND.shape[0], dtype=problem.dtype) for _ in range(3)
+    )
     dq_ND, dk_KD = (
         _empty(*(x.shape if want else (0,)), dtype=problem.dtype)
-        for x, want in zip(problem[:2], wants, strict=True)
+        for x, want in zip((problem.q_ND, problem.k_KD), wants, strict=True)
     )
-    _run(problem, Parts(*sums, dq_ND), None, dk_KD)
-    rows, by_scale, by_bias = (x.sum() for x in sums)
-    return Parts(rows, by_scale, by_bias, dq_ND), dk_KD
+    found = Parts(rows_N, by_scale_N, by_bias_N, dq_ND)
+    _run(problem, found, None, dk_KD)
+    return found.summed(), dk_KD
 
 
 def _run(problem: Problem, outputs: Parts, g_N: Tensor | None, dk_KD: Tensor | None) -> None:

@@ -87,8 +87,8 @@ def sigmoid_pairs_sum(
 
 def _checked(queries, keys, scale, bias, diagonal) -> Problem:
     check(queries, keys, diagonal)
-    numbers = number("scale", scale, queries), number("bias", bias, queries)
-    return Problem(queries, keys, *numbers, diagonal)
+    scale, bias = number("scale", scale, queries), number("bias", bias, queries)
+    return Problem(queries, keys, scale, bias, diagonal)
 
 
 def _learns(problem: Problem) -> bool:
@@ -109,11 +109,10 @@ def _backward(ctx, g_N, *_others):
     nothing = [None] * 3
     if g_N is None:
         return *[None] * 4, *nothing
-    *operands, by_scale_N, by_bias_N, dq_ND = ctx.saved_tensors
-    problem = Problem(*operands, ctx.diagonal)
+    q, k, scale, bias, by_scale_N, by_bias_N, dq_ND = ctx.saved_tensors
+    problem = Problem(q, k, scale, bias, ctx.diagonal)
     if torch.is_grad_enabled():  # create_graph: a second derivative may be asked for
         return *_differentiable(problem, g_N), *nothing
-    q, k, scale, bias = operands
     want_q, want_k, want_scale, want_bias = ctx.needs_input_grad[:4]
     return (
         (g_N[:, None] * dq_ND).to(q.dtype) if want_q else None,
@@ -138,12 +137,12 @@ def _backward_sum(ctx, g, *_others):
     nothing = [None] * 3
     if g is None:
         return *[None] * 4, *nothing
-    *operands, by_scale, by_bias, dq_ND, dk_KD = ctx.saved_tensors
+    q, k, scale, bias, by_scale, by_bias, dq_ND, dk_KD = ctx.saved_tensors
     if torch.is_grad_enabled():
-        problem = Problem(*operands, ctx.diagonal)
-        return *_differentiable(problem, g.expand(len(operands[0]))), *nothing
+        problem = Problem(q, k, scale, bias, ctx.diagonal)
+        return *_differentiable(problem, g.expand(q.shape[0])), *nothing
     grads = dq_ND, dk_KD, by_scale, by_bias
-    wanted = zip(operands, grads, ctx.needs_input_grad, strict=False)
+    wanted = zip((q, k, scale, bias), grads, ctx.needs_input_grad, strict=False)
     return *[(g * grad).to(x.dtype) if want else None for x, grad, want in wanted], *nothing
 
 
@@ -154,7 +153,8 @@ def _differentiable(problem: Problem, g_N: Tensor) -> list[Tensor | None]:
     path belongs to the caller's graph.
     """
     aliases = [x.view_as(x) for x in problem[:4]]
-    rows_N = reference.rows(Problem(*aliases, problem.diagonal))
+    q, k, scale, bias = aliases
+    rows_N = reference.rows(Problem(q, k, scale, bias, problem.diagonal))
     asked = [x for x in aliases if x.requires_grad]
     with own_precision(problem.q_ND):  # the products of the gradient, too
         found = iter(torch.autograd.grad(rows_N, asked, g_N, create_graph=True))

@@ -48,6 +48,10 @@ class Parts(NamedTuple):
     by_bias: Tensor
     dq: Tensor
 
+    def summed(self) -> Parts:
+        """Numbers instead of vectors; dq stays."""
+        return Parts(self.rows.sum(), self.by_scale.sum(), self.by_bias.sum(), self.dq)
+
 
 def rows(problem: Problem) -> Tensor:
     """Loss of every query, (N,), differentiable to any order; materialises (N, K)."""
@@ -78,8 +82,8 @@ def total(problem: Problem, wants: tuple[bool, bool]) -> tuple[Parts, Tensor]:
     dk_KD: list[Tensor] = []
     found = _collected(problem, dk_KD)
     none = found.rows.new_empty(0)
-    sums = [x.sum() for x in found[:3]]
-    return Parts(*sums, found.dq if wants[0] else none), dk_KD[0] if wants[1] else none
+    found = found if wants[0] else found._replace(dq=none)
+    return found.summed(), dk_KD[0] if wants[1] else none
 
 
 def _collected(problem: Problem, dk_KD: list[Tensor], g_N: Tensor | None = None) -> Parts:

@@ -47,8 +47,9 @@ class Sample:
 
     def problem(self, dtype: torch.dtype, key_dtype: torch.dtype | None = None) -> Problem:
         """The same for a backend."""
-        numbers = (torch.tensor(x, dtype=torch.float64) for x in (self.scale, self.bias))
-        return Problem(*self.operands(dtype, key_dtype), *numbers, self.diagonal)
+        q_ND, k_KD = self.operands(dtype, key_dtype)
+        scale, bias = (torch.tensor(x, dtype=torch.float64) for x in (self.scale, self.bias))
+        return Problem(q_ND, k_KD, scale, bias, self.diagonal)
 
 
 def samples() -> Iterator[Sample]:
@@ -91,16 +92,16 @@ def bad_calls() -> Iterator[BadCall]:
     yield BadCall("no features", z[:, :0], z[:, :0], mentions=("queries", "(4, 0)"))
     yield BadCall("widths", z, z[:, :2], mentions=("keys", "3", "(4, 2)"))
     yield BadCall("devices", z, z.to("meta"), mentions=("keys", "meta"))
-    for name in ("scale", "bias"):
-        for value in (math.nan, math.inf):
-            yield BadCall(f"{name} {value}", z, z, **{name: value}, mentions=(name, str(value)))
-        for value, said in (("10", "str"), (torch.ones(2), "(2,)"), (torch.tensor(1), "int64")):
-            yield BadCall(f"{name} {said}", z, z, **{name: value}, mentions=(name, said))
-        elsewhere = torch.ones((), device="meta")
-        yield BadCall(f"{name} meta", z, z, **{name: elsewhere}, mentions=(name, "meta"))
-    for value in (0.5, True, "0", 1 << 62):
-        wrong = {"diagonal": value}
-        yield BadCall(f"diagonal {value}", z, z, options=wrong, mentions=("diagonal", str(value)))
+    elsewhere = torch.ones((), device="meta")
+    for value, said in (
+        (math.nan, "nan"), (math.inf, "inf"), ("10", "str"), (torch.ones(2), "(2,)"),
+        (torch.tensor(1), "int64"), (elsewhere, "meta"),
+    ):  # fmt: skip
+        yield BadCall(f"scale {said}", z, z, scale=value, mentions=("scale", said))
+        yield BadCall(f"bias {said}", z, z, bias=value, mentions=("bias", said))
+    for place in (0.5, True, "0", 1 << 62):
+        wrong = {"diagonal": place}
+        yield BadCall(f"diagonal {place}", z, z, options=wrong, mentions=("diagonal", str(place)))
 
 
 def floor_flops(num_queries: int, num_keys: int, embedding: int) -> float:

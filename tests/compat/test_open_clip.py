@@ -119,7 +119,9 @@ def test_many_processes_are_refused_by_clip():
 def test_siglip_over_ranks_needs_a_process_group():
     """Over real ranks: tests/distributed/test_siglip.py."""
     loss = ours.SigLipLoss(rank=1, world_size=2)
-    with pytest.raises(ValueError, match=r"rank, world_size .* no process group; received \(1, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"rank, world_size .* no process group; received \(1, 2\)"
+    ):
         loss(*features(0, 4, 3), 1.0, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Gate 1 of sigmoid_pairs' Triton kernels: right values between guard bands, an alarm that rings."""
+"""Gate 1 of sigmoid_pairs' Triton kernels: right between guard bands, an alarm that rings."""
 
 from __future__ import annotations
 

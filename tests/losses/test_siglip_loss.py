@@ -168,7 +168,10 @@ def test_a_second_derivative_is_right():
         (dict(text=torch.ones(0, 3)), r"text must be non-empty.* \(0, 3\)"),
         (dict(image=torch.ones(4, 3, dtype=torch.int64)), "image must be float16.* torch.int64"),
         (dict(text=torch.ones(5, 3)), r"text must be of the shape of image; received \(5, 3\)"),
-        (dict(text=torch.ones(4, 3, device="meta")), "text must be on the device of image; received meta"),
+        (
+            dict(text=torch.ones(4, 3, device="meta")),
+            "text must be on the device of image; received meta",
+        ),
         (dict(scale=torch.ones(2)), r"scale must be one floating number; .* \(2,\)"),
         (dict(scale=True), "scale must be a float .* received bool"),
         (dict(bias=torch.tensor(1)), "bias must be one floating number; received torch.int64"),

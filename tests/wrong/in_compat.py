@@ -5,7 +5,6 @@ from __future__ import annotations
 from tests.wrong.mutant import Mutant
 
 
-
 def _compat(name: str, module: str, old: str, new: str, test: str) -> Mutant:
     file = f"fastssl/compat/{module}.py"
     return Mutant(f"compat-{name}", file, old, new, (f"tests/compat/{test}",))
