@@ -23,7 +23,7 @@ from fastssl.losses import Ring
 from fastssl.losses.spec import CASES, Case
 
 PAGE = Path(__file__).parent.parent / "docs" / "losses.md"
-KNOBS = {"temperature": 0.3, "logit_scale": 4.0}
+KNOBS = {"temperature": 0.3, "logit_scale": 4.0, "scale": 4.0}
 
 
 def leaves(case: Case, dtype: torch.dtype = torch.float64) -> list[Tensor]:

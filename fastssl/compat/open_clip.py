@@ -1,4 +1,4 @@
-"""``open_clip.loss``: ClipLoss, over ranks too, and SigLipLoss for one process.
+"""``open_clip.loss``: ClipLoss and SigLipLoss, over ranks too.
 
 Features are taken as they are: open_clip's models normalise them. Values and gradients equal; no
 N x N matrix is handed to autograd. Over ranks only rows travel, and two numbers per row.
@@ -7,6 +7,7 @@ N x N matrix is handed to autograd. Over ranks only rows travel, and two numbers
 # shapes: N pairs, D features
 from __future__ import annotations
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastssl.compat.clip_over_ranks import (
@@ -17,7 +18,9 @@ from fastssl.compat.clip_over_ranks import (
 )
 from fastssl.compat.rows import all_ranks, as_peers_return_it, row_dots, widened
 from fastssl.kernels.contrast.op import contrast
-from fastssl.losses.siglip import pairwise_sigmoid
+from fastssl.kernels.sigmoid_pairs.op import sigmoid_pairs_sum
+from fastssl.losses.exchange import Ring
+from fastssl.losses.sigmoid_ranks import sigmoid_over_ranks
 
 EXCHANGES = ("bidir", "shift", "reduce", "gather")
 
@@ -98,11 +101,14 @@ class SigLipLoss(nn.Module):
 
     Args:
         cache_labels: kept for the signature; no effect, as in the original.
-        rank, world_size: ValueError for a world_size above 1.
+        rank, world_size: those of torch.distributed's default group; a ValueError at the call
+            where they are not. Gradients are the original's: of the sum of all ranks' losses.
         dist_impl: None, "bidir", "shift", "reduce" or "gather"; another is a ValueError (the
-            original: AssertionError). No effect in one process.
+            original: AssertionError). All give one answer: "bidir" and "shift" pass texts round
+            the ranks, "reduce" and "gather" gather them.
 
-    Differs: ``get_logits`` and ``get_ground_truth`` do not exist.
+    Differs: ``get_logits`` and ``get_ground_truth`` do not exist; over ranks there is no second
+    derivative.
     """
 
     def __init__(
@@ -113,7 +119,6 @@ class SigLipLoss(nn.Module):
         dist_impl: str | None = None,
     ) -> None:
         super().__init__()
-        _one_process("SigLipLoss", world_size)
         self.cache_labels = cache_labels
         self.rank = rank
         self.world_size = world_size
@@ -134,8 +139,14 @@ class SigLipLoss(nn.Module):
         """Loss, (), of (N, D) features, or {"contrastive_loss": loss}."""
         _check_pairs("SigLipLoss", image_features, text_features)
         bias = 0.0 if logit_bias is None else logit_bias
-        loss = pairwise_sigmoid(image_features, text_features, logit_scale, bias)
-        return _answer(loss, image_features, output_dict)
+        given = image_features, text_features, logit_scale, bias
+        if self.world_size == 1:
+            loss = sigmoid_pairs_sum(*given)
+        else:
+            world = _world("SigLipLoss", self)
+            group = Ring(world) if self.dist_impl in EXCHANGES[:2] else world
+            loss = sigmoid_over_ranks(*given, group=group).sum()
+        return _answer(loss / image_features.shape[0], image_features, output_dict)
 
 
 def _answer(loss: Tensor, features: Tensor, output_dict: bool) -> Tensor | dict[str, Tensor]:
@@ -143,12 +154,17 @@ def _answer(loss: Tensor, features: Tensor, output_dict: bool) -> Tensor | dict[
     return {"contrastive_loss": loss} if output_dict else loss
 
 
-def _one_process(name: str, world_size: int) -> None:
-    if world_size > 1:
-        raise ValueError(
-            f"{name}: world_size must be 1; received {world_size}. Features are not exchanged "
-            "between processes here: use the original for this run"
-        )
+def _world(name: str, loss: SigLipLoss) -> dist.ProcessGroup:
+    """The default group, if it is the one that the loss was built for."""
+    live = dist.is_available() and dist.is_initialized()
+    found = (dist.get_rank(), dist.get_world_size()) if live else "no process group"
+    if found != (loss.rank, loss.world_size):
+        expected = f"those of torch.distributed, {found}"
+        received = (loss.rank, loss.world_size)
+        raise ValueError(f"{name}: rank, world_size must be {expected}; received {received}")
+    group = dist.group.WORLD
+    assert group is not None
+    return group
 
 
 def _check_pairs(name: str, image_features: Tensor, text_features: Tensor) -> None:

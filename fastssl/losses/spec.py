@@ -70,6 +70,7 @@ LABELS = torch.tensor([5, 5, 0, 5, 0, -3, 2])
 CROP_IDS = (torch.tensor([3, 1, 0, 7]), torch.tensor([1, 3, 9]), torch.tensor([3, 0]))
 
 
+NO_MAXIMUM = (("top-1", "its pass keeps sums over pairs and no largest logit"),)
 WEIGHT = "its weight has no gradient by definition, which finite differences see"
 STOPPED = (("gradcheck", WEIGHT), ("double backward", WEIGHT), ("jvp", WEIGHT))
 
@@ -172,6 +173,20 @@ def _clip(variant: str, **settings) -> Case:
     )  # fmt: skip
 
 
+def _siglip() -> Case:
+    def call(embeddings, scale, reduction="mean", group=None):
+        image, text = embeddings
+        return losses.siglip_loss(image, text, scale, -2.0, reduction=reduction, group=group)
+
+    def with_metrics(embeddings, scale):
+        return losses.SigLIPLoss(float(scale), -2.0).with_metrics(*embeddings)
+
+    return Case(
+        "siglip_loss", "", ("image", "text"), call, knob="scale", with_metrics=with_metrics,
+        paper="Zhai et al. 2023, arXiv:2303.15343", without=NO_MAXIMUM,
+    )  # fmt: skip
+
+
 def _sup_con(form: str, function, labels: Tensor | None, views: int = 1) -> Case:
     def shaped(embeddings):
         return embeddings[0] if views == 1 else embeddings[0].unflatten(0, (-1, views))
@@ -231,6 +246,7 @@ CASES: tuple[Case, ...] = (
     _cissl(3),
     _clip(""),
     _clip("smoothing", options=Options(smoothing=0.1)),
+    _siglip(),
     _sup_con("out", losses.sup_con_out, LABELS),
     _sup_con("out", losses.sup_con_out, None, views=3),
     _sup_con("in", losses.sup_con_in, LABELS),
@@ -318,6 +334,10 @@ def _bad_others() -> Wrong:
         (partial(losses.cissl_loss, z, z[:4]), ("teacher", "(4, 5)")),
         (partial(losses.cissl_loss, z, z, num_views=0), ("num_views", "0")),
         (partial(losses.clip_loss, z, z[:4]), ("text", "(4, 5)")),
+        (partial(losses.siglip_loss, z, z[:4]), ("text", "(4, 5)")),
+        (partial(losses.siglip_loss, z, z, bias=float("nan")), ("bias", "nan")),
+        (partial(losses.siglip_loss, z, z, bias=torch.ones(2)), ("bias", "(2,)")),
+        (partial(losses.siglip_loss, z, z, reduction="avg"), ("reduction", "'avg'")),
         (partial(losses.sup_con_out, z), ("labels", "None")),
         (partial(losses.sup_con_in, z, ids[:4]), ("labels", "(4,)")),
         (partial(losses.sup_con_in, z, ids.double()), ("labels", "float64")),
@@ -334,6 +354,7 @@ def _bad_settings() -> Wrong:
     return [
         (partial(losses.CLIPLoss, 0.0), ("scale", "0.0")),
         (partial(losses.CLIPLoss, max_scale=1.0), ("max_scale", "1.0")),
+        (partial(losses.SigLIPLoss, scale=-1.0), ("scale", "-1.0")),
         (partial(losses.SupConLoss, form="both"), ("form", "'both'")),
         (partial(losses.DCLWLoss, sigma=float("nan")), ("sigma", "nan")),
         (partial(Options, margin=0.1, beta=1.0), ("beta", "margin")),

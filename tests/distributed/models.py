@@ -82,6 +82,7 @@ CASES: dict[str, tuple[Make, Call]] = {
         lambda group: losses.CLIPLoss(3.0, options=Options(margin=0.1, smoothing=0.1), group=group),
         paired,
     ),
+    "SigLIP": (lambda group: losses.SigLIPLoss(3.0, -1.0, group=group), paired),
     "SupCon": (lambda group: losses.SupConLoss(learnt(), group=group), stacked),
     "SupCon-in": (lambda group: losses.SupConLoss(learnt(), form="in", group=group), stacked),
     "SupCon-views": (lambda group: losses.SupConLoss(learnt(), group=group), with_views),
