@@ -10,17 +10,20 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from fastssl.losses import Ring
 from fastssl.losses.spec import CASES, Case
 
 PAGE = Path(__file__).parent.parent / "docs" / "losses.md"
-KNOBS = {"temperature": 0.3, "logit_scale": 4.0}
+KNOBS = {"temperature": 0.3, "logit_scale": 4.0, "scale": 4.0}
 
 
 def leaves(case: Case, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -99,6 +102,61 @@ def compiles(case: Case) -> bool:
     )
 
 
+def maps(case: Case) -> bool:
+    """torch.func.vmap over two batches, of the loss and of its torch.func.grad."""
+    function, inputs = as_function(case)
+    stacked = [torch.stack([h_ND, 2 * h_ND + h_ND.roll(1, 0)]) for h_ND in inputs]
+    for transformed in (function, torch.func.grad(function)):
+        found = torch.func.vmap(transformed)(*stacked)
+        expected = [transformed(*[h_BND[b] for h_BND in stacked]) for b in range(2)]
+        if not torch.allclose(found, torch.stack(expected), rtol=1e-9, atol=1e-12):
+            return False
+    return True
+
+
+def differentiates_forward(case: Case) -> bool:
+    """torch.func.jvp of the loss, and of its torch.func.grad (a Hessian times a vector)."""
+    function, inputs = as_function(case)
+    generator = torch.Generator().manual_seed(0)
+    along = [torch.randn(h.shape, generator=generator, dtype=h.dtype) for h in inputs]
+    moved = lambda step: [h + step * t for h, t in zip(inputs, along, strict=True)]  # noqa: E731
+    for transformed in (function, torch.func.grad(function)):
+        _, found = torch.func.jvp(transformed, tuple(inputs), tuple(along))
+        difference = (transformed(*moved(1e-5)) - transformed(*moved(-1e-5))) / 2e-5
+        if not torch.allclose(found, difference, rtol=1e-6, atol=1e-7):
+            return False
+    return True
+
+
+def as_function(case: Case) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """The mean loss as a function of the embeddings, and embeddings."""
+    return lambda *inputs: case.call(list(inputs), KNOBS[case.knob]), case.embeddings()
+
+
+def joins_ranks(case: Case) -> bool:
+    """The same loss and gradients with group= and Ring of a gloo group of one process."""
+    inputs, knob = leaves(case), KNOBS[case.knob]
+    expected = value_and_grads(case, inputs, knob)
+    with one_rank() as world:
+        for group in (world, Ring(world)):
+            loss = case.call(inputs, knob, "mean", group)
+            found = [loss.detach(), *torch.autograd.grad(loss, inputs)]
+            pairs = zip(found, expected, strict=True)
+            if not all(torch.allclose(a, b, rtol=1e-11, atol=1e-13) for a, b in pairs):
+                return False
+    return True
+
+
+@contextmanager
+def one_rank() -> Iterator[dist.ProcessGroup]:
+    """A world of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()
+
+
 def takes_any_strides(case: Case) -> bool:
     """Transposed storage, and columns of something wider."""
     knob = KNOBS[case.knob]
@@ -143,7 +201,7 @@ def tells_metrics(case: Case) -> bool:
 
 
 def tells_top1(case: Case) -> bool:
-    """Whether top-1 is known (not of several positives outside the logarithm)."""
+    """Between 0 and 1: the nearest candidate is a positive, or is not."""
     _, metrics = case.with_metrics(case.embeddings(), KNOBS[case.knob])
     return 0 <= metrics.top1.item() <= 1
 
@@ -158,6 +216,9 @@ PROMISES: dict[str, Callable[[Case], bool]] = {
     "gradcheck": gradchecks,
     "double backward": gradgradchecks,
     "compile": compiles,
+    "vmap": maps,
+    "jvp": differentiates_forward,
+    "group": joins_ranks,
     "any strides": takes_any_strides,
     "zero rows": survives_zero_rows,
     "autocast": ignores_autocast,
@@ -170,7 +231,10 @@ HEAD = """# Losses
 Made by `python -m benchmarks.features` from `fastssl/losses/spec.py`; do not edit. A cell says
 whether the check of `benchmarks/features.py` on that call passed when the page was made. That
 values and gradients are those of the paper in float64 is shown by
-`tests/losses/test_equations.py`.
+`tests/losses/test_equations.py`; that 1, 2 and 4 ranks train to the weights of one process, by
+`tests/distributed/test_one_batch.py`, gathering or in a ring. Under `vmap`, `jvp` and double
+backward a tiled composite in plain torch answers. Over a group of ranks a second derivative is
+refused.
 
 | promise | check |
 |---|---|

@@ -11,20 +11,6 @@ namespace {
 using fastssl::Lease;
 using fastssl::Team;
 
-constexpr double kWorkPerRank = 4e6;  // multiply-adds below which one more thread does not pay
-constexpr int64_t kPartialBytes = int64_t(256) << 20;  // of the ranks' own sums for the queries
-
-template <class T> int ranks_for(const fastssl::ContrastProblem& problem, const UnitRows<T>& z) {
-  const double work = double(problem.queries) * double(problem.keys) * double(problem.width);
-  int64_t ranks = problem.threads;
-  if (double(ranks) > 1.0 + work / kWorkPerRank) ranks = int64_t(1.0 + work / kWorkPerRank);
-  const int64_t partial = z.row_panel_elements() * int64_t(sizeof(T));
-  if (ranks > kPartialBytes / partial) ranks = kPartialBytes / partial;
-  if (ranks > problem.keys / kRows) ranks = problem.keys / kRows;
-  if (ranks > kMaxRanks) ranks = kMaxRanks;
-  return ranks < 1 ? 1 : int(ranks);
-}
-
 // The part of the kept buffer that belongs to a rank: what it needs where all fits, else a share.
 template <class T>
 KeptRange kept_of(const ContrastState<T>& state, int rank, int64_t numel) {

@@ -89,33 +89,6 @@ void weigh_tile(const ContrastBackwardState<T>& state, const Tile& tile,
 }
 
 template <class T>
-void multiply_pairs(const ContrastBackwardState<T>& state, int rank, const Tile& tile,
-                    const ContrastScratch<T>& scratch) {
-  constexpr int S = kWeightStep<T>;
-  const int64_t height = tile.i1 - tile.i0, width = tile.j1 - tile.j0;
-  for (int64_t p = 0; p < state.z.panels(); ++p) {
-    T* dq = state.dq_of(rank) + p * state.z.panel_step;
-    for (int64_t q = tile.j0; q < tile.j1; q += kRows)
-      multiply_add_rows<T, 1, S>(int(rows_at(q, tile.j1)), scratch.weights + (q - tile.j0),
-                                 scratch.keys + p * kKeyStep<T>, height, dq + q * kPanel<T>);
-    if (!state.call->dk) continue;
-    T* dk = scratch.key_grad + p * kKeyStep<T>;
-    for (int64_t r = 0; r < height; r += kRows)
-      multiply_add_rows<T, S, 1>(int(rows_at(r, height)), scratch.weights + r * S,
-                                 state.z.row(tile.j0, p), width, dk + r * kPanel<T>);
-  }
-}
-
-// A row of panels, scaled, in the input's type.
-template <class T>
-void write_scaled(const T* panels, int64_t panel_step, int64_t width, double scale, int dtype,
-                  double* buffer, void* out, int64_t index) {
-  for (int64_t d = 0; d < width; ++d)
-    buffer[d] = scale * double(panels[d / kPanel<T> * panel_step + d % kPanel<T>]);
-  write_row(buffer, width, dtype, out, index);
-}
-
-template <class T>
 void backward_keys(const ContrastBackwardState<T>& state, int rank, int64_t begin, int64_t end,
                    const ContrastScratch<T>& scratch, const T* kept, int64_t* at,
                    int64_t kept_end, double* buffer) {
@@ -132,7 +105,8 @@ void backward_keys(const ContrastBackwardState<T>& state, int rank, int64_t begi
     }
     if (state.k_weight) weigh_tile<T, true>(state, tile, scratch, here);
     else weigh_tile<T, false>(state, tile, scratch, here);
-    multiply_pairs(state, rank, tile, scratch);
+    multiply_pairs(state.z, tile, scratch, state.dq_of(rank),
+                   state.call->dk ? scratch.key_grad : nullptr);
   });
   if (!state.call->dk) return;
   for (int64_t r = 0; r < end - begin; ++r)

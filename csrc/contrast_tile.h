@@ -8,6 +8,20 @@
 
 namespace {
 
+constexpr double kWorkPerRank = 4e6;  // multiply-adds below which one more thread does not pay
+constexpr int64_t kPartialBytes = int64_t(256) << 20;  // of the ranks' own sums for the queries
+
+template <class T> int ranks_for(const fastssl::ContrastProblem& problem, const UnitRows<T>& z) {
+  const double work = double(problem.queries) * double(problem.keys) * double(problem.width);
+  int64_t ranks = problem.threads;
+  if (double(ranks) > 1.0 + work / kWorkPerRank) ranks = int64_t(1.0 + work / kWorkPerRank);
+  const int64_t partial = z.row_panel_elements() * int64_t(sizeof(T));
+  if (ranks > kPartialBytes / partial) ranks = kPartialBytes / partial;
+  if (ranks > problem.keys / kRows) ranks = problem.keys / kRows;
+  if (ranks > kMaxRanks) ranks = kMaxRanks;
+  return ranks < 1 ? 1 : int(ranks);
+}
+
 // Ids of queries and keys as lanes of the accumulation type. Absent ones are null.
 template <class T> struct Lanes {
   using Int = typename Simd<T>::Int;
@@ -143,6 +157,33 @@ void logits_of(const ContrastState<T>& state, const Tile& tile, const ContrastSc
                        store_loose<T>(x + a * kPanel<T> + h, value);
                      }
                  });
+}
+
+// With the tile's weights W (keys x queries): dq += W^T k and key_grad += W q; null where unwanted.
+template <class T>
+void multiply_pairs(const UnitRows<T>& z, const Tile& tile, const ContrastScratch<T>& scratch,
+                    T* dq, T* key_grad) {
+  constexpr int S = kWeightStep<T>;
+  const int64_t height = tile.i1 - tile.i0, width = tile.j1 - tile.j0;
+  for (int64_t p = 0; p < z.panels(); ++p) {
+    for (int64_t q = tile.j0; dq && q < tile.j1; q += kRows)
+      multiply_add_rows<T, 1, S>(int(rows_at(q, tile.j1)), scratch.weights + (q - tile.j0),
+                                 scratch.keys + p * kKeyStep<T>, height,
+                                 dq + p * z.panel_step + q * kPanel<T>);
+    for (int64_t r = 0; key_grad && r < height; r += kRows)
+      multiply_add_rows<T, S, 1>(int(rows_at(r, height)), scratch.weights + r * S,
+                                 z.row(tile.j0, p), width,
+                                 key_grad + p * kKeyStep<T> + r * kPanel<T>);
+  }
+}
+
+// A row of panels, scaled, in the input's type.
+template <class T>
+void write_scaled(const T* panels, int64_t panel_step, int64_t width, double scale, int dtype,
+                  double* buffer, void* out, int64_t index) {
+  for (int64_t d = 0; d < width; ++d)
+    buffer[d] = scale * double(panels[d / kPanel<T> * panel_step + d % kPanel<T>]);
+  write_row(buffer, width, dtype, out, index);
 }
 
 }  // namespace

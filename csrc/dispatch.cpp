@@ -8,6 +8,7 @@
 #include "enqueue.h"
 #include "ntxent.h"
 #include "pool.h"
+#include "sigmoid_pairs.h"
 #include "soft_targets.h"
 #include "threads.h"
 
@@ -19,15 +20,16 @@ struct Isa {
   const char* name;
   const fastssl::NtxentKernels* ntxent;
   const fastssl::ContrastKernels* contrast;
+  fastssl::SigmoidPairsKernel sigmoid_pairs;
   fastssl::SoftTargetsKernel soft_targets;
   fastssl::EnqueueKernel enqueue;
   const fastssl::AugmentKernels* augment;
 };
 
-#define FASTSSL_SET(isa)                                                                     \
-  Isa {                                                                                      \
-    #isa, fastssl::ntxent_##isa(), fastssl::contrast_##isa(), fastssl::soft_targets_##isa(), \
-        fastssl::enqueue_##isa(), fastssl::augment_##isa()                                   \
+#define FASTSSL_SET(isa)                                                                        \
+  Isa {                                                                                         \
+    #isa, fastssl::ntxent_##isa(), fastssl::contrast_##isa(), fastssl::sigmoid_pairs_##isa(),   \
+        fastssl::soft_targets_##isa(), fastssl::enqueue_##isa(), fastssl::augment_##isa()      \
   }
 
 // Best first; what the compiler could not build or the processor cannot run is not in it.
@@ -51,6 +53,7 @@ int available(Isa* out) {
 
 std::atomic<const fastssl::NtxentKernels*> ntxent_kernels{nullptr};
 std::atomic<const fastssl::ContrastKernels*> contrast_kernels{nullptr};
+std::atomic<fastssl::SigmoidPairsKernel> sigmoid_pairs_kernel{nullptr};
 std::atomic<fastssl::SoftTargetsKernel> soft_targets_kernel{nullptr};
 std::atomic<fastssl::EnqueueKernel> enqueue_kernel{nullptr};
 std::atomic<const fastssl::AugmentKernels*> augment_kernels{nullptr};
@@ -72,6 +75,7 @@ FASTSSL_API int fastssl_select_isa(const char* name) {
     if (std::strcmp(isa[i].name, name)) continue;
     ntxent_kernels.store(isa[i].ntxent);
     contrast_kernels.store(isa[i].contrast);
+    sigmoid_pairs_kernel.store(isa[i].sigmoid_pairs);
     soft_targets_kernel.store(isa[i].soft_targets);
     enqueue_kernel.store(isa[i].enqueue);
     augment_kernels.store(isa[i].augment);
@@ -111,6 +115,10 @@ FASTSSL_API int fastssl_contrast_forward(const fastssl::ContrastForward* call) {
 
 FASTSSL_API int fastssl_contrast_backward(const fastssl::ContrastBackward* call) {
   return contrast_kernels.load()->backward(*call);
+}
+
+FASTSSL_API int fastssl_sigmoid_pairs(const fastssl::SigmoidPairs* call) {
+  return sigmoid_pairs_kernel.load()(*call);
 }
 
 FASTSSL_API int fastssl_soft_targets(int pass, const fastssl::SoftTargets* call) {

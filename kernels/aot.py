@@ -29,11 +29,15 @@ from fastssl.kernels.contrast.reference import Ids
 from fastssl.kernels.cuda import ARCHS, Config
 from fastssl.kernels.ntxent import configs as ntxent_configs
 from fastssl.kernels.ntxent import launch as ntxent_launch
+from fastssl.kernels.sigmoid_pairs import configs as sigmoid_configs
+from fastssl.kernels.sigmoid_pairs import launch as sigmoid_launch
+from fastssl.kernels.sigmoid_pairs.reference import Problem
 
-CONFIGS = (*ntxent_configs.CONFIGS, *contrast_configs.CONFIGS)
+CONFIGS = (*ntxent_configs.CONFIGS, *contrast_configs.CONFIGS, *sigmoid_configs.CONFIGS)
 LAUNCHERS: dict[str, Any] = {
     "ntxent": ntxent_launch,
     "contrast": contrast_call,
+    "sigmoid_pairs": sigmoid_launch,
 }  # who owns KERNELS and launch
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -171,6 +175,7 @@ def recorded() -> dict[tuple[str, str, str, int], tuple]:
                 for embedding in (64, 128, 256, 512):
                     _call_ntxent(dtype, embedding)
                     _call_contrast(dtype, embedding)
+                    _call_sigmoid_pairs(dtype, embedding)
     return _CALLS
 
 
@@ -208,3 +213,10 @@ def _call_contrast(dtype: torch.dtype, embedding: int) -> None:
         rows, cols, *_ = contrast_launch.forward(*given, columns, 1.0, True)
         for wants in ((True, False), (True, True)):
             contrast_launch.backward(rows, cols, *given, rows, cols, rows, 1.0, wants)
+
+
+def _call_sigmoid_pairs(dtype: torch.dtype, embedding: int) -> None:
+    q, k = (torch.zeros(64, embedding, dtype=dtype) for _ in range(2))
+    problem = Problem(q, k, torch.tensor(10.0), torch.tensor(-10.0), 0)
+    sigmoid_launch.forward(problem, False, False)
+    sigmoid_launch.total(problem, (True, True))

@@ -28,9 +28,11 @@ COUNTS = {
     ("contrast", "mean"): (4.0, 1.02),  # and one per row and tile, for the running maximum
     ("contrast", "pull"): (4.0, 1.0),
     ("contrast", "weights"): (2.0, 1.0),
+    ("sigmoid_pairs", "rows"): (2.0, 1.0),
+    ("sigmoid_pairs", "weights"): (2.0, 1.0),
 }
 HEADER = (
-    f"{'op':8} {'kernel':19} {'dtype':5} {'depth':>5} {'chip':>5} {'regs':>4} {'spill':>5} "
+    f"{'op':13} {'kernel':19} {'dtype':5} {'depth':>5} {'chip':>5} {'regs':>4} {'spill':>5} "
     f"{'shared':>7} {'occup.':>6} {'mma':>4} {'ex2':>4} {'flop/logit':>10} {'exp/logit':>9} "
     f"{'B/logit':>8} {'roof us':>8}"
 )
@@ -52,7 +54,7 @@ def work(op: str, kernel: str) -> tuple[float, float]:
     """(flops / D, exponentials) per logit of our kernels and of the peers'."""
     if (op, kernel) in COUNTS:
         return COUNTS[op, kernel]
-    if op in ("ntxent", "contrast"):
+    if op in ("ntxent", "contrast", "sigmoid_pairs"):
         return 0.0, 0.0
     from fastssl.kernels.datasheet_peers import KERNELS
 
@@ -82,7 +84,7 @@ def line(binary: Binary) -> str:
     config = binary.config
     flops, moved, exponentials = counts(binary)
     return (
-        f"{config.op:8} {config.kernel:19} {config.dtype:5} {config.depth or 'any':>5} "
+        f"{config.op:13} {config.kernel:19} {config.dtype:5} {config.depth or 'any':>5} "
         f"{CHIPS[binary.arch].name:>5} {binary.registers:4} {binary.stack:5} {binary.shared:7} "
         f"{binary.occupancy:6.0%} {binary.mma:4} {binary.ex2:4} {flops:10.0f} {exponentials:9.2f} "
         f"{moved:8.3f} {roofline_us(binary):8.1f}  {binary.problem}"
@@ -155,7 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     parser.add_argument("--arch", type=int, choices=(80, 90, 100), help="one architecture only")
-    parser.add_argument("--op", choices=("ntxent", "contrast", "peers"), help="one operator only")
+    parser.add_argument(
+        "--op", choices=("ntxent", "contrast", "sigmoid_pairs", "peers"), help="one operator only"
+    )
     parser.add_argument("--kernel", help="one kernel only, such as forward or mean")
     return parser
 

@@ -52,6 +52,7 @@ def _declare(loaded: ctypes.CDLL) -> None:
         "fastssl_ntxent_backward": (ctypes.c_int, [ctypes.c_char_p, ctypes.c_char_p]),
         "fastssl_contrast_forward": (ctypes.c_int, [ctypes.c_char_p]),
         "fastssl_contrast_backward": (ctypes.c_int, [ctypes.c_char_p]),
+        "fastssl_sigmoid_pairs": (ctypes.c_int, [ctypes.c_char_p]),
         "fastssl_soft_targets": (ctypes.c_int, [ctypes.c_int, ctypes.c_char_p]),
         "fastssl_enqueue": (ctypes.c_int, [ctypes.c_char_p]),
         "fastssl_augment_forward": (ctypes.c_int, [ctypes.c_char_p]),

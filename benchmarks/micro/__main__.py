@@ -11,7 +11,7 @@ import importlib
 import sys
 from pathlib import Path
 
-OPS = ("augment", "contrast", "enqueue", "ntxent", "soft_targets")
+OPS = ("augment", "contrast", "enqueue", "ntxent", "sigmoid_pairs", "soft_targets")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 """``lightly.loss`` (1.6): NTXentLoss with its memory bank, DCLLoss, DCLWLoss.
 
 Values and gradients equal; computed in float32 where the input is 16-bit, and no N x N or
-N x bank matrix is handed to autograd. Negatives of other processes are refused, not ignored.
+N x bank matrix is handed to autograd. Over several processes ``gather_distributed`` gathers rows
+and keeps gradients at home: a rank's are those of the sum of all ranks' losses, as the original's.
 """
 
 # shapes: N samples, K bank rows, D features
@@ -16,15 +17,17 @@ from torch import Tensor, nn
 from torch import distributed as torch_dist
 
 from fastssl.compat.rows import (
+    all_ranks,
     as_peers_return_it,
     excess,
-    refuse_many_processes,
     row_dots,
     unit_rows,
 )
 from fastssl.kernels.contrast.checks import Pairs
 from fastssl.kernels.contrast.op import contrast, contrast_mean
 from fastssl.kernels.ntxent.op import ntxent
+from fastssl.losses.distributed import gather_rows, ids_over_ranks, symmetric_over_ranks
+from fastssl.losses.ntxent import gathered_ntxent
 
 LEAST_TEMPERATURE = 1e-8
 
@@ -35,7 +38,7 @@ class MemoryBankModule(nn.Module):
     Args:
         size: 0 (no bank), (num_features, dim), or num_features alone: the width is then taken
             from the first batch, as lightly up to 1.5 did and 1.6 refuses.
-        gather_distributed: refused where there is more than one process.
+        gather_distributed: the batches of all processes are written, in the order of their ranks.
         feature_dim_first: ``forward`` returns the bank as (dim, num_features).
 
     A batch that reaches the end of the bank is cut there and the pointer returns to 0: the tail is
@@ -88,8 +91,9 @@ class MemoryBankModule(nn.Module):
     @torch.no_grad()
     def enqueue(self, batch_ND: Tensor) -> None:
         """Write a batch at the pointer, cut at the end of the bank."""
-        if self.gather_distributed:
-            refuse_many_processes("MemoryBankModule", "gather_distributed=True")
+        group = all_ranks() if self.gather_distributed else None
+        if group is not None:
+            batch_ND = gather_rows(batch_ND, group=group)
         start, num_rows = int(self.bank_ptr), self.size[0]
         stop = min(start + batch_ND.shape[0], num_rows)
         self.bank[start:stop] = batch_ND.detach()[: stop - start]
@@ -109,9 +113,10 @@ class NTXentLoss(nn.Module):
         memory_bank_size: see ``MemoryBankModule``. With a bank the first argument is the query, the
             second its positive, and the bank before the update holds the negatives; the bank is
             written only where the query requires a gradient.
-        gather_distributed: ValueError at the call where there is more than one process.
+        gather_distributed: rows of all processes are negatives; a bank takes the keys of all.
 
-    Differs: a second derivative through a bank that was written to is refused (no copy is kept).
+    Differs: a second derivative through a bank that was written to is refused (no copy is kept),
+    and so is one over several processes.
     """
 
     def __init__(
@@ -131,14 +136,15 @@ class NTXentLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Mean loss, (), of two (N, D) views given raw: they are normalised inside."""
-        if self.gather_distributed:
-            refuse_many_processes("NTXentLoss", "gather_distributed=True")
-        if self.memory_bank.size[0] == 0:
+        group = all_ranks() if self.gather_distributed else None
+        if self.memory_bank.size[0] != 0:
+            loss = self._with_bank(out0, out1)
+        elif group is not None:
+            loss = gathered_ntxent([out0, out1], self.temperature, group=group)
+        else:
             loss = ntxent([out0, out1], self.temperature)
             if out0.shape[0] == 1:
                 loss = 0 * loss  # no negatives: exactly 0 as in the original, not its rounding
-        else:
-            loss = self._with_bank(out0, out1)
         return as_peers_return_it(loss, out0)
 
     def _with_bank(self, out0: Tensor, out1: Tensor) -> Tensor:
@@ -165,7 +171,7 @@ class DCLLoss(nn.Module):
         temperature: non-zero; ValueError for 0, where the original returns NaN.
         weight_fn: called with the normalised views, in both orders; returns (N,) weights of the
             positive terms. None weighs all by one.
-        gather_distributed: ValueError at the call where there is more than one process.
+        gather_distributed: rows of all processes are negatives; ``weight_fn`` sees the local ones.
     """
 
     def __init__(
@@ -185,14 +191,18 @@ class DCLLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Mean loss, (), of two (N, D) views given raw: they are normalised inside."""
-        if self.gather_distributed:
-            refuse_many_processes(type(self).__name__, "gather_distributed=True")
         z0_ND, z1_ND = unit_rows(out0), unit_rows(out1)
         scale = 1 / self.temperature
         both = torch.cat([z0_ND, z1_ND])
-        sample = torch.arange(out0.shape[0], device=out0.device).repeat(2)
-        pairs = Pairs(keep="different", labels=(sample, sample))
-        negative = contrast(both, both, scale, pairs=pairs, bound=1.0).rows
+        group = all_ranks() if self.gather_distributed else None
+        sample = ids_over_ranks(out0, group=group).repeat(2)
+        if group is None:
+            pairs = Pairs(keep="different", labels=(sample, sample))
+            negative = contrast(both, both, scale, pairs=pairs, bound=1.0).rows
+        else:
+            negative = symmetric_over_ranks(
+                both, scale, group=group, keep="different", labels=sample, bound=1.0
+            ).rows
         positive_N = row_dots(z0_ND, z1_ND) * scale
         weighted = (self._weights(z0_ND, z1_ND) + self._weights(z1_ND, z0_ND)) * positive_N
         loss = negative.mean() - 0.5 * weighted.mean()

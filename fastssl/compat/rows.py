@@ -1,12 +1,19 @@
-"""What the replacements share: unit rows, integer ids, the peer's result dtype, one process."""
+"""What the replacements share: unit rows, integer ids, the peer's result dtype, the ranks."""
 
 # shapes: N rows, D features
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch import distributed as torch_dist
+
+from fastssl.losses.distributed import gather_rows
+
+if TYPE_CHECKING:
+    from fastssl.losses.exchange import Group
 
 
 def widened(x: Tensor) -> Tensor:
@@ -36,6 +43,13 @@ def as_ids(labels_N: Tensor) -> Tensor:
     return labels_N.to(torch.int64)
 
 
+def as_ids_over(group: Group, labels_N: Tensor) -> Tensor:
+    """The local part of ``as_ids`` of the labels of all ranks."""
+    if not labels_N.dtype.is_floating_point:
+        return labels_N.to(torch.int64)
+    return torch.searchsorted(gather_rows(labels_N, group=group).unique(), labels_N)
+
+
 def as_peers_return_it(loss: Tensor, embeddings: Tensor) -> Tensor:
     """The loss in the dtype of the embeddings, or in float32 at least under autocast."""
     if torch.is_autocast_enabled(embeddings.device.type):
@@ -43,13 +57,8 @@ def as_peers_return_it(loss: Tensor, embeddings: Tensor) -> Tensor:
     return loss.to(embeddings.dtype)
 
 
-def refuse_many_processes(name: str, option: str) -> None:
-    """ValueError where torch.distributed runs more than one process."""
+def all_ranks() -> torch_dist.ProcessGroup | None:
+    """The default group where torch.distributed runs more than one process; else None."""
     if not torch_dist.is_available() or not torch_dist.is_initialized():
-        return
-    world_size = torch_dist.get_world_size()
-    if world_size > 1:
-        raise ValueError(
-            f"{name}: {option} must be used with one process; received a world of {world_size}. "
-            "Negatives are not gathered across processes here: use the original for this run"
-        )
+        return None
+    return torch_dist.group.WORLD if torch_dist.get_world_size() > 1 else None

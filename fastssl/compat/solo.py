@@ -3,20 +3,32 @@
 # shapes: N rows, K queue entries, D features
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from fastssl.compat.rows import (
+    all_ranks,
     as_ids,
+    as_ids_over,
     as_peers_return_it,
     excess,
-    refuse_many_processes,
     row_dots,
     unit_rows,
     widened,
 )
 from fastssl.kernels.contrast.checks import Pairs
 from fastssl.kernels.contrast.op import contrast, contrast_mean
+from fastssl.losses.distributed import (
+    mean_over_ranks,
+    num_ranks,
+    sum_over_ranks,
+    symmetric_over_ranks,
+)
+
+if TYPE_CHECKING:
+    from fastssl.losses.exchange import Group
 
 
 def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Tensor:
@@ -31,17 +43,20 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
 
     Returns:
         (); +inf where a row has no positive, as in the original, whose gradients are NaN there
-        (here: those of the finite terms). Differs: no overflow at temperatures under 1/88, and
-        more than one process is a ValueError instead of a gather.
+        (here: those of the finite terms). Differs: no overflow at temperatures under 1/88.
+        Over several processes: the loss of all their rows, on each, and for a rank's rows W times
+        its gradient, as the original's gather gives; DDP's average makes that the gradient itself.
     """
     _check_temperature("simclr_loss_func", temperature)
-    refuse_many_processes("simclr_loss_func", "it")
     if indexes.shape != z.shape[:1]:
         raise ValueError(
             f"simclr_loss_func: indexes must be of shape ({z.shape[0]},), one id per row of z; "
             f"received {tuple(indexes.shape)}"
         )
-    unit_ND, scale = unit_rows(z), 1 / temperature
+    unit_ND, scale, group = unit_rows(z), 1 / temperature, all_ranks()
+    if group is not None:
+        ids = as_ids_over(group, indexes.to(z.device))
+        return as_peers_return_it(_simclr_over_ranks(unit_ND, ids, scale, group), z)
     ids = as_ids(indexes).to(z.device)
     rows = torch.arange(z.shape[0], device=z.device)
     same = Pairs(keep="same", labels=(ids, ids), rows=(rows, rows))
@@ -49,6 +64,16 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
     positive_N = contrast(unit_ND, unit_ND, scale, pairs=same, bound=1.0).rows
     negative_N = contrast(unit_ND, unit_ND, scale, pairs=different, bound=1.0).rows
     return as_peers_return_it(excess(negative_N, positive_N).mean(), z)
+
+
+def _simclr_over_ranks(unit_ND: Tensor, ids_N: Tensor, scale: float, group: Group) -> Tensor:
+    """The mean over the rows of all ranks, each rank computing its own."""
+    positive_N, negative_N = (
+        symmetric_over_ranks(unit_ND, scale, group=group, keep=keep, labels=ids_N, bound=1.0).rows
+        for keep in ("same", "different")
+    )
+    local = mean_over_ranks(excess(negative_N, positive_N), group=group)
+    return sum_over_ranks(local, group=group) / num_ranks(group)
 
 
 def mocov2plus_loss_func(

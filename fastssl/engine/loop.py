@@ -23,6 +23,7 @@ from fastssl.engine.environment import arithmetic
 from fastssl.engine.faults import fault
 from fastssl.engine.guard import Guard
 from fastssl.engine.optim import build_optimizer, learning_rate, named_state
+from fastssl.engine.pace import slow_folder_hint
 from fastssl.engine.plan import accumulation_note, readout_interval, total_steps, warmup_steps
 from fastssl.engine.progress import Progress, Stopwatch
 from fastssl.engine.protocols import BatchIterator, Readout, Source
@@ -184,8 +185,9 @@ class _Training:
         return result
 
     def log(self, result: StepResult) -> None:
-        """Every ``log_every`` steps and at the end: one line of numbers."""
-        if not self._due(self.config.log_every):
+        """At step 1, every ``log_every`` steps and at the end: one line of numbers."""
+        self._tell_pace()
+        if self.step != 1 and not self._due(self.config.log_every):
             return
         self.loss = float(result.loss)
         values = {"loss": self.loss, "lr": self.lr, "grad_norm": float(result.grad_norm)}
@@ -207,6 +209,12 @@ class _Training:
             "data_wait": self.watch.data_wait,
         }
         self._write({**values, "wall": wall})
+
+    def _tell_pace(self) -> None:
+        hint = slow_folder_hint(self.source.kind, self.device.type, self.watch, self.config)
+        if hint is not None and "pace" not in self.warned:
+            self.warned.add("pace")
+            self.console.line(hint)
 
     def monitor(self) -> None:
         """Twenty times per run: collapse monitors on the current batch."""

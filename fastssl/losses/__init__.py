@@ -6,6 +6,7 @@ from fastssl.losses.clip import CLIPLoss, clip_loss
 from fastssl.losses.dcl import DCLLoss, DCLWLoss, dcl_loss, dclw_loss
 from fastssl.losses.dino import DINOLoss
 from fastssl.losses.dissl import DISSLLoss
+from fastssl.losses.exchange import Ring
 from fastssl.losses.infonce import InfoNCELoss, info_nce
 from fastssl.losses.metrics import ContrastiveMetrics
 from fastssl.losses.moco import MoCoLoss, moco_loss
@@ -32,6 +33,7 @@ __all__ = [
     "MultiCropNTXentLoss",
     "NTXentLoss",
     "Options",
+    "Ring",
     "SigLIPLoss",
     "SupConLoss",
     "SwAVLoss",

@@ -21,7 +21,7 @@ from fastssl.losses.distributed import count_over_ranks, sum_over_ranks
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 NAME = "cissl_loss"
 
@@ -33,7 +33,7 @@ def cissl_loss(
     *,
     num_views: int = 2,
     reduction: str = "mean",
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """CISSL's contrastive loss; nothing is detached, both heads learn.
 
@@ -43,8 +43,9 @@ def cissl_loss(
         temperature: finite, non-zero; a float, or a one-element tensor to learn it.
         num_views: V, which divides M.
         reduction: "mean", "sum" or "none".
-        group: ranks whose batches are one batch; None: this process alone. The loss is over local
-            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+        group: ranks whose batches are one batch, or ``Ring`` of them to pass rows round instead of
+            gathering them; None: this process alone. The loss is over local rows; averaged by DDP
+            its gradient is exact (convention: fastssl/losses/distributed.py).
 
     Returns:
         () or (M,) in float32 (float64 for float64 input); log M where all logits are equal.
@@ -61,7 +62,7 @@ def cissl_terms(
     teacher: Tensor,
     temperature: float | Tensor,
     num_views: int,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
     """Losses per row and what the metrics are read from; arguments of ``cissl_loss``."""
     check_same_shape(NAME, student=student, teacher=teacher)
@@ -111,7 +112,7 @@ class CISSLLoss(nn.Module):
         *,
         num_views: int = 2,
         reduction: str = "mean",
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         check_reduction("CISSLLoss", reduction)

@@ -30,7 +30,7 @@ from fastssl.losses.metrics import ContrastiveMetrics, Terms
 from fastssl.losses.options import Options
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 NAME = "clip_loss"
 
@@ -42,7 +42,7 @@ def clip_loss(
     *,
     options: Options | None = None,
     reduction: str = "mean",
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """Symmetric cross-entropy of N pairs of raw, un-normalised embeddings.
 
@@ -54,8 +54,9 @@ def clip_loss(
             one-element tensor with gradient.
         options: margin, smoothing, tau_plus, beta.
         reduction: "mean", "sum" or "none" (a loss per pair: the mean of its two directions).
-        group: ranks whose batches are one batch; None: this process alone. The loss is over local
-            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+        group: ranks whose batches are one batch, or ``Ring`` of them to pass rows round instead of
+            gathering them; None: this process alone. The loss is over local rows; averaged by DDP
+            its gradient is exact (convention: fastssl/losses/distributed.py).
 
     Returns:
         () or (N,) in float32 (float64 for float64 input).
@@ -72,7 +73,7 @@ def clip_terms(
     text: Tensor,
     logit_scale: float | Tensor,
     options: Options | None = None,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
     """Losses per pair and what the metrics are read from; arguments of ``clip_loss``."""
     check_same_shape(NAME, image=image, text=text)
@@ -114,7 +115,7 @@ class CLIPLoss(nn.Module):
         learnable: bool = True,
         options: Options | None = None,
         reduction: str = "mean",
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         check_reduction("CLIPLoss", reduction)

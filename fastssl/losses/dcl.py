@@ -22,7 +22,7 @@ from fastssl.losses.options import PLAIN
 from fastssl.losses.two_views import two_views
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 
 def dcl_loss(
@@ -31,7 +31,7 @@ def dcl_loss(
     temperature: float | Tensor = 0.1,
     *,
     reduction: str = "mean",
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """DCL of raw, un-normalised embeddings.
 
@@ -40,8 +40,9 @@ def dcl_loss(
         view1: (N, D) of the same dtype; row i is the same sample.
         temperature: finite, non-zero; a float, or a one-element tensor to learn it.
         reduction: "mean" or "sum" over the M = 2N rows, or "none".
-        group: ranks whose batches are one batch; None: this process alone. The loss is over local
-            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+        group: ranks whose batches are one batch, or ``Ring`` of them to pass rows round instead of
+            gathering them; None: this process alone. The loss is over local rows; averaged by DDP
+            its gradient is exact (convention: fastssl/losses/distributed.py).
 
     Returns:
         () or (M,) in float32 (float64 for float64 input).
@@ -60,7 +61,7 @@ def dclw_loss(
     *,
     sigma: float = 0.5,
     reduction: str = "mean",
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """DCL with the positive weighted by 2 - N softmax(s_p / sigma); else as ``dcl_loss``."""
     check_reduction("dclw_loss", reduction)
@@ -71,7 +72,7 @@ def dcl_terms(
     view0: Tensor,
     view1: Tensor,
     temperature: float | Tensor,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
     """Losses per row of DCL and what the metrics are read from."""
     return _terms("dcl_loss", view0, view1, temperature, None, group)
@@ -82,7 +83,7 @@ def dclw_terms(
     view1: Tensor,
     temperature: float | Tensor,
     sigma: float,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
     """Losses per row of DCLW and what the metrics are read from."""
     _check_sigma("dclw_loss", sigma)
@@ -95,7 +96,7 @@ def _terms(
     view1: Tensor,
     temperature: float | Tensor,
     sigma: float | None,
-    group: ProcessGroup | None,
+    group: Group | None,
 ) -> Terms:
     matching = two_views(name, view0, view1, group=group)
     num_samples = count_over_ranks(view0, group=group)
@@ -118,7 +119,7 @@ def _terms(
     )
 
 
-def _softmax(x_N: Tensor, group: ProcessGroup | None) -> Tensor:
+def _softmax(x_N: Tensor, group: Group | None) -> Tensor:
     """Softmax over the rows of all ranks."""
     if group is None:
         return x_N.softmax(0)
@@ -149,7 +150,7 @@ class DCLLoss(nn.Module):
         temperature: float | Tensor = 0.1,
         *,
         reduction: str = "mean",
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         check_reduction("DCLLoss", reduction)
@@ -189,7 +190,7 @@ class DCLWLoss(nn.Module):
         *,
         sigma: float = 0.5,
         reduction: str = "mean",
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         check_reduction("DCLWLoss", reduction)

@@ -15,10 +15,10 @@ from torch import Tensor
 from fastssl.kernels.contrast.checks import Pairs
 from fastssl.kernels.contrast.op import ALL_PAIRS, Denominators, contrast, contrast_mean
 from fastssl.kernels.ntxent.op import ntxent
-from fastssl.losses.distributed import gathered_denominators, gathered_symmetric
+from fastssl.losses.distributed import denominators_over_ranks, symmetric_over_ranks
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 EPS = 1e-12  # of torch.nn.functional.normalize
 UNIT = 1.0
@@ -34,7 +34,7 @@ def denominators(
     pairs: Pairs = ALL_PAIRS,
     columns: bool = False,
     bound: float = UNIT,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Denominators:
     """``contrast``, or ``contrast_mean`` where the keys need no gradient: one pass, nothing saved.
 
@@ -51,12 +51,12 @@ def denominators(
 
 
 def among_themselves(
-    z_MD: Tensor, scale: float | Tensor, group: ProcessGroup | None = None
+    z_MD: Tensor, scale: float | Tensor, group: Group | None = None
 ) -> Denominators:
     """Unit rows against the others. The products are symmetric: an even number takes half of them.
 
     The symmetric operator gives a loss per row, to which its positive is added back; the largest
-    logit it does not know is NaN.
+    logit, which it does not know, is NaN.
     """
     num_rows = z_MD.shape[0]
     if group is not None or num_rows % 2:
@@ -76,16 +76,16 @@ def _over_ranks(
     pairs: Pairs,
     columns: bool,
     bound: float,
-    group: ProcessGroup,
+    group: Group,
 ) -> Denominators:
     if queries_ND is not keys_KD:
         assert pairs.rows is None, "row ids are of one process"
-        return gathered_denominators(
+        return denominators_over_ranks(
             queries_ND, keys_KD, scale, group=group, pairs=pairs, columns=columns, bound=bound
         )
     assert not columns and (pairs.rows is not None or pairs.keep == "different")
     labels = None if pairs.labels is None else pairs.labels[0]
-    return gathered_symmetric(
+    return symmetric_over_ranks(
         queries_ND, scale, group=group, keep=pairs.keep, labels=labels, bound=bound
     )
 

@@ -14,7 +14,7 @@ from fastssl.losses.crops import check_students, crop_list, other_crops
 from fastssl.losses.distributed import count_over_ranks, mean_over_ranks, sum_over_ranks
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 
 def dino_loss(
@@ -24,7 +24,7 @@ def dino_loss(
     *,
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.04,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """Loss (): the mean cross entropy over pairs of a teacher's crop and another of the student.
 
@@ -33,8 +33,9 @@ def dino_loss(
         teachers: (N, C) logits per global crop; no gradient flows into them.
         centre: (C,) subtracted from the teacher's logits.
         student_temperature, teacher_temperature: positive.
-        group: ranks whose batches are one batch; None: this process alone. The loss is over local
-            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+        group: ranks whose batches are one batch, or ``Ring`` of them to pass rows round instead of
+            gathering them; None: this process alone. The loss is over local rows; averaged by DDP
+            its gradient is exact (convention: fastssl/losses/distributed.py).
 
     Raises:
         ValueError: an argument does not fit; the message names it.
@@ -83,7 +84,7 @@ class DINOLoss(nn.Module):
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.04,
         centre_momentum: float = 0.9,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         if num_outputs < 1:

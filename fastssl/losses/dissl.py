@@ -22,7 +22,7 @@ from fastssl.losses.crops import check_students, crop_list, other_crops
 from fastssl.losses.distributed import count_over_ranks, mean_over_ranks, sum_over_ranks
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 
 def dissl_loss(
@@ -33,7 +33,7 @@ def dissl_loss(
     teacher_temperature: float = 0.5,
     maximality: float = 2.3,
     invariance: float = 0.8,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """Loss () of the logits of all crops.
 
@@ -42,8 +42,9 @@ def dissl_loss(
         teachers: (N, C) per crop the teacher sees, at least two. Nothing is detached.
         student_temperature, teacher_temperature: positive.
         maximality: lambda, of the entropy of the batch marginal. invariance: beta.
-        group: ranks whose batches are one batch; None: this process alone. The loss is over local
-            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+        group: ranks whose batches are one batch, or ``Ring`` of them to pass rows round instead of
+            gathering them; None: this process alone. The loss is over local rows; averaged by DDP
+            its gradient is exact (convention: fastssl/losses/distributed.py).
             The marginal is that of all ranks' samples.
 
     Raises:
@@ -83,7 +84,7 @@ def dissl_loss(
     return mean - maximality * entropies.mean()
 
 
-def _over_ranks(marginals_TC: Tensor, rows: Tensor, group: ProcessGroup | None) -> Tensor:
+def _over_ranks(marginals_TC: Tensor, rows: Tensor, group: Group | None) -> Tensor:
     """The marginals of all ranks' rows from those of each rank's."""
     if group is None:
         return marginals_TC
@@ -115,7 +116,7 @@ class DISSLLoss(nn.Module):
         *,
         maximality: float = 2.3,
         invariance: float = 0.8,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         self.settings = {

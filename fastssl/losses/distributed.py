@@ -11,7 +11,7 @@ part in forward and backward, in one order; only rows, and in the backward M num
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,17 +21,23 @@ from torch.autograd.function import once_differentiable
 
 from fastssl.kernels.contrast.checks import Pairs, check, scale_tensor
 from fastssl.kernels.contrast.op import ALL_PAIRS, Denominators
-from fastssl.losses.exchange import AllGather, Exchange, Ring, Rows, check_group, row_counts
+from fastssl.losses.exchange import (
+    AllGather,
+    Exchange,
+    Group,
+    Rows,
+    exchange_over,
+    process_group,
+    row_counts,
+)
 
-MakeExchange = Callable[..., Exchange]  # of a group and the ranks' row counts
 
-
-def gathered_denominators(
+def denominators_over_ranks(
     queries: Tensor,
     keys: Tensor,
     scale: float | Tensor,
     *,
-    group: dist.ProcessGroup,
+    group: Group,
     pairs: Pairs = ALL_PAIRS,
     columns: bool = False,
     bound: float = math.inf,
@@ -41,7 +47,9 @@ def gathered_denominators(
     Args:
         queries, keys, scale, bound: as ``fastssl.kernels.contrast.op.contrast``, local rows. N and
             K may differ from rank to rank, D may not.
-        group: the ranks; each calls this with the same settings.
+        group: the ranks; each calls this with the same settings. With ``Ring`` keys go round and
+            the log-denominators are merged as they pass; the backward sends keys (and queries, for
+            the gradient of keys) round once more with 2 numbers per row.
         pairs: labels and row ids of the LOCAL rows; row ids must be unique over all ranks.
         columns: also of the local keys over the queries of all ranks.
 
@@ -51,32 +59,26 @@ def gathered_denominators(
     Raises:
         ValueError: an argument does not fit, or the ranks' shapes do not (all ranks raise).
     """
-    return _two_towers(queries, keys, scale, AllGather, group, pairs, columns, bound)
+    check(queries, keys, pairs, bound)
+    query_counts, key_counts = row_counts(group, queries, keys)
+    plan = _Plan(
+        queries=exchange_over(group, query_counts),
+        keys=exchange_over(group, key_counts),
+        keep=pairs.keep,
+        columns=columns,
+        bound=bound,
+        learns_keys=torch.is_grad_enabled() and keys.requires_grad,
+    )
+    labels = pairs.labels if pairs.keep != "all" and pairs.labels is not None else (None, None)
+    ids = (*labels, *(pairs.rows or (None, None)))
+    return Denominators(*_TwoTowers.apply(queries, keys, scale_tensor(scale, queries), *ids, plan))
 
 
-def ring_denominators(
-    queries: Tensor,
-    keys: Tensor,
-    scale: float | Tensor,
-    *,
-    group: dist.ProcessGroup,
-    pairs: Pairs = ALL_PAIRS,
-    columns: bool = False,
-    bound: float = math.inf,
-) -> Denominators:
-    """``gathered_denominators`` in the memory of two ranks' rows instead of W.
-
-    Keys go round the ring and the log-denominators are merged as they pass; the backward sends
-    keys (and queries, for the gradient of keys) round once more with 2 numbers per row.
-    """
-    return _two_towers(queries, keys, scale, Ring, group, pairs, columns, bound)
-
-
-def gathered_symmetric(
+def symmetric_over_ranks(
     z_MD: Tensor,
     scale: float | Tensor,
     *,
-    group: dist.ProcessGroup,
+    group: Group,
     keep: str = "all",
     labels: Tensor | None = None,
     bound: float = math.inf,
@@ -84,55 +86,52 @@ def gathered_symmetric(
     """Log-denominators of the local rows (M, D) over the rows of all ranks, without themselves.
 
     What NT-Xent and SupCon need. A row is a query here and a key everywhere; both parts of its
-    gradient are computed here from the gathered log-denominators and cotangents.
+    gradient are computed here from the log-denominators and cotangents of all ranks.
 
     Args:
         labels: int64 (M,) of the local rows, for ``keep`` "same" or "different".
-        scale, group, keep, bound: as ``gathered_denominators``.
+        scale, group, keep, bound: as ``denominators_over_ranks``.
 
     Returns:
         rows (M,), no cols, top (M,).
     """
-    return _one_tower(z_MD, scale, AllGather, group, keep, labels, bound)
+    check(z_MD, z_MD, Pairs(keep, None if labels is None else (labels, labels)), bound)
+    (counts,) = row_counts(group, z_MD)
+    exchange = exchange_over(group, counts)
+    plan = _Plan(exchange, exchange, keep, False, bound)
+    ids = (labels if keep != "all" else None, _positions(z_MD, counts, group))
+    rows_M, top_M = _OneTower.apply(z_MD, scale_tensor(scale, z_MD), *ids, plan)
+    return Denominators(rows_M, rows_M.new_empty(0), top_M)
 
 
-def ring_symmetric(
-    z_MD: Tensor,
-    scale: float | Tensor,
-    *,
-    group: dist.ProcessGroup,
-    keep: str = "all",
-    labels: Tensor | None = None,
-    bound: float = math.inf,
-) -> Denominators:
-    """``gathered_symmetric`` in the memory of two ranks' rows instead of W."""
-    return _one_tower(z_MD, scale, Ring, group, keep, labels, bound)
-
-
-def gather_rows(rows: Tensor, *, group: dist.ProcessGroup) -> Tensor:
+def gather_rows(rows: Tensor, *, group: Group) -> Tensor:
     """The rows (n, ...) of every rank in rank order, detached: keys for a queue, labels, ids."""
-    gathered = AllGather(group, *row_counts(group, rows)).collect([rows])[0]
+    gathered = AllGather(process_group(group), *row_counts(group, rows)).collect([rows])[0]
     assert gathered is not None
     return gathered
 
 
-def global_rows(rows: Tensor, *, group: dist.ProcessGroup) -> Tensor:
+def global_rows(rows: Tensor, *, group: Group) -> Tensor:
     """int64 (n,): the positions of the local rows among those of all ranks in rank order."""
     (counts,) = row_counts(group, rows)
     return _positions(rows, counts, group)
 
 
-def sum_over_ranks(x: Tensor, *, group: dist.ProcessGroup) -> Tensor:
+def sum_over_ranks(x: Tensor, *, group: Group) -> Tensor:
     """Sum of ``x`` over the ranks, on every rank; meant for small tensors of one shape.
 
     The sum enters the loss of every rank, so its gradient is the sum of all ranks' cotangents
     (class sums of SupCon, batch marginals of DISSL). One derivative.
     """
-    check_group(group)
-    return _SumOverRanks.apply(x, group)
+    return _SumOverRanks.apply(x, process_group(group))
 
 
-def mean_over_ranks(loss_M: Tensor, *, group: dist.ProcessGroup) -> Tensor:
+def num_ranks(group: Group) -> int:
+    """W."""
+    return dist.get_world_size(process_group(group))
+
+
+def mean_over_ranks(loss_M: Tensor, *, group: Group) -> Tensor:
     """Mean of the local losses (M,), weighted so that the ranks' average is the global mean.
 
     With equally many rows everywhere this is the local mean; else W * sum / (rows of all ranks).
@@ -141,12 +140,12 @@ def mean_over_ranks(loss_M: Tensor, *, group: dist.ProcessGroup) -> Tensor:
     return loss_M.sum() * (len(counts) / sum(counts))
 
 
-def count_over_ranks(rows: Tensor, *, group: dist.ProcessGroup | None) -> int:
+def count_over_ranks(rows: Tensor, *, group: Group | None) -> int:
     """How many rows all ranks hold together; those held here without a group."""
     return rows.shape[0] if group is None else sum(row_counts(group, rows)[0])
 
 
-def ids_over_ranks(rows: Tensor, *, group: dist.ProcessGroup | None) -> Tensor:
+def ids_over_ranks(rows: Tensor, *, group: Group | None) -> Tensor:
     """int64 (n,): an id per local row that no other row of any rank has."""
     if group is not None:
         return global_rows(rows, group=group)
@@ -165,54 +164,8 @@ class _Plan:
     learns_keys: bool = False
 
 
-def _two_towers(
-    queries: Tensor,
-    keys: Tensor,
-    scale: float | Tensor,
-    make: MakeExchange,
-    group: dist.ProcessGroup,
-    pairs: Pairs,
-    columns: bool,
-    bound: float,
-) -> Denominators:
-    check_group(group)
-    check(queries, keys, pairs, bound)
-    query_counts, key_counts = row_counts(group, queries, keys)
-    plan = _Plan(
-        queries=make(group, query_counts),
-        keys=make(group, key_counts),
-        keep=pairs.keep,
-        columns=columns,
-        bound=bound,
-        learns_keys=torch.is_grad_enabled() and keys.requires_grad,
-    )
-    labels = pairs.labels if pairs.keep != "all" and pairs.labels is not None else (None, None)
-    ids = (*labels, *(pairs.rows or (None, None)))
-    return Denominators(*_TwoTowers.apply(queries, keys, scale_tensor(scale, queries), *ids, plan))
-
-
-def _one_tower(
-    z_MD: Tensor,
-    scale: float | Tensor,
-    make: MakeExchange,
-    group: dist.ProcessGroup,
-    keep: str,
-    labels: Tensor | None,
-    bound: float,
-) -> Denominators:
-    check_group(group)
-    both = None if labels is None else (labels, labels)
-    check(z_MD, z_MD, Pairs(keep, both), bound)
-    (counts,) = row_counts(group, z_MD)
-    exchange = make(group, counts)
-    plan = _Plan(exchange, exchange, keep, False, bound)
-    ids = (labels if keep != "all" else None, _positions(z_MD, counts, group))
-    rows_M, top_M = _OneTower.apply(z_MD, scale_tensor(scale, z_MD), *ids, plan)
-    return Denominators(rows_M, rows_M.new_empty(0), top_M)
-
-
-def _positions(rows: Tensor, counts: tuple[int, ...], group: dist.ProcessGroup) -> Tensor:
-    first = sum(counts[: dist.get_rank(group)])
+def _positions(rows: Tensor, counts: tuple[int, ...], group: Group) -> Tensor:
+    first = sum(counts[: dist.get_rank(process_group(group))])
     return torch.arange(first, first + rows.shape[0], device=rows.device)
 
 

@@ -1,8 +1,9 @@
 """How the rows of the other ranks reach this one: all at once (gather) or one rank's at a time.
 
-An exchange answers two questions. ``collect``: what to keep of the rows between forward and
-backward. ``blocks``: iterate over those rows, block by block, each beside its own per-row numbers.
-Rows travel detached; gradients never do.
+``group=`` of a loss is a process group (gather) or ``Ring`` of one. An exchange answers two
+questions. ``collect``: what to keep of the rows between forward and backward. ``blocks``: iterate
+over those rows, block by block, each beside its own per-row numbers. Rows travel detached;
+gradients never do.
 """
 
 # shapes: n rows here, W ranks, V vectors, D features
@@ -10,21 +11,49 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 Rows = list[Tensor | None]
+Group: TypeAlias = "dist.ProcessGroup | Ring"
+
+
+@dataclass(frozen=True)
+class Ring:
+    """``group=Ring(group)`` of a loss: the ranks pass their rows round instead of gathering them.
+
+    Same loss, same gradients; a rank holds its own rows and those of two visitors at a time, where
+    a gather holds the rows of all W ranks. W - 1 messages per tensor instead of one collective,
+    forward and backward. Works with every loss that takes ``group=``.
+
+    Args:
+        group: a process group of torch.distributed this rank belongs to.
+
+    Example:
+        >>> import torch.distributed as dist
+        >>> from fastssl.losses import NTXentLoss, Ring
+        >>> if dist.is_initialized():
+        ...     loss = NTXentLoss(0.1, group=Ring(dist.group.WORLD))
+    """
+
+    group: dist.ProcessGroup
 
 
 def _bad_group(expected: str, received: object) -> ValueError:
     return ValueError(f"group: expected {expected}; received {received}")
 
 
-def check_group(group: dist.ProcessGroup) -> None:
-    """Raise ValueError unless this process is a member of a live process group."""
+def process_group(group: Group) -> dist.ProcessGroup:
+    """The ranks of a group, however their rows travel.
+
+    Raises:
+        ValueError: this process is not a member of a live process group.
+    """
+    if isinstance(group, Ring):
+        group = group.group
     if not (dist.is_available() and dist.is_initialized()):
         received = f"{group!r} without torch.distributed.init_process_group"
         raise _bad_group("a process group of torch.distributed", received)
@@ -34,9 +63,17 @@ def check_group(group: dist.ProcessGroup) -> None:
         raise _bad_group(
             "a group that this rank belongs to", f"rank {dist.get_rank()} is not in it"
         )
+    return group
 
 
-def row_counts(group: dist.ProcessGroup, *rows: Tensor) -> list[tuple[int, ...]]:
+def exchange_over(group: Group, counts: tuple[int, ...]) -> Exchange:
+    """How rows travel in this group, of which each rank has as many as ``counts`` says."""
+    if isinstance(group, Ring):
+        return RoundTrip(group.group, counts)
+    return AllGather(group, counts)
+
+
+def row_counts(group: Group, *rows: Tensor) -> list[tuple[int, ...]]:
     """How many rows each rank holds, per tensor; checks on every rank that all of them fit.
 
     Args:
@@ -45,9 +82,9 @@ def row_counts(group: dist.ProcessGroup, *rows: Tensor) -> list[tuple[int, ...]]
     Raises:
         ValueError: on all ranks alike, naming every rank's shape, so that none is left waiting.
     """
-    check_group(group)
+    ranks = process_group(group)
     here = [(x.shape[0], x.numel() // max(1, x.shape[0])) for x in rows]
-    shapes = _all_gather(torch.tensor([here], device=rows[0].device), group).tolist()
+    shapes = _all_gather(torch.tensor([here], device=rows[0].device), ranks).tolist()
     return [_fitting(of_ranks) for of_ranks in zip(*shapes, strict=True)]
 
 
@@ -98,7 +135,7 @@ class AllGather:
 
 
 @dataclass(frozen=True)
-class Ring:
+class RoundTrip:
     """Every rank holds its own rows and one visitor's; W - 1 hops bring every block round.
 
     The next block travels while the caller works on the present one.

@@ -27,7 +27,7 @@ from fastssl.losses.metrics import ContrastiveMetrics, Terms
 from fastssl.losses.options import Options
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 NAME = "info_nce"
 
@@ -43,7 +43,7 @@ def info_nce(
     symmetric: bool = False,
     options: Options | None = None,
     reduction: str = "mean",
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """InfoNCE of raw, un-normalised embeddings; detached keys cost no gradient and no memory.
 
@@ -59,8 +59,9 @@ def info_nce(
         symmetric: mean of both directions over N = K pairs.
         options: margin, smoothing, tau_plus, beta.
         reduction: "mean", "sum" or "none".
-        group: ranks whose batches are one batch; None: this process alone. The loss is over local
-            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+        group: ranks whose batches are one batch, or ``Ring`` of them to pass rows round instead of
+            gathering them; None: this process alone. The loss is over local rows; averaged by DDP
+            its gradient is exact (convention: fastssl/losses/distributed.py).
             Positives are local keys, the keys of all ranks are negatives; ids are of all ranks.
 
     Returns:
@@ -85,7 +86,7 @@ def info_nce_terms(
     sample_ids: Tensor | None = None,
     symmetric: bool = False,
     options: Options | None = None,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
     """Losses per query and what the metrics are read from; arguments of ``info_nce``."""
     check_embeddings(NAME, queries=queries, keys=keys)
@@ -170,7 +171,7 @@ class InfoNCELoss(nn.Module):
         symmetric: bool = False,
         options: Options | None = None,
         reduction: str = "mean",
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         check_reduction("InfoNCELoss", reduction)

@@ -25,7 +25,7 @@ from fastssl.losses.metrics import Terms
 from fastssl.losses.options import PLAIN, Options, debiased, hardened
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Matching:
     whole: Pairs | None = None
     hard_NH: Tensor | None = None
     bound: float = UNIT
-    group: ProcessGroup | None = None
+    group: Group | None = None
 
     @property
     def negatives(self) -> Pairs:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fastssl.losses.arguments import reduced
-from fastssl.losses.distributed import mean_over_ranks, sum_over_ranks
+from fastssl.losses.distributed import mean_over_ranks, num_ranks, sum_over_ranks
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 SLACK = 16
 """Rounding, in units of eps * scale, between a positive logit of torch and one of the kernel."""
@@ -23,7 +23,8 @@ SLACK = 16
 class ContrastiveMetrics(NamedTuple):
     """0-d tensors without gradient.
 
-    top1: share of rows whose (best) positive is at least every other logit of its denominator.
+    top1: share of rows whose nearest candidate, the largest logit of the denominator, is a positive
+        (of several, any).
     alignment: mean cosine similarity of a row and its positives.
     negative_similarity: mean cosine similarity over all (row, negative) pairs; NaN without any.
     """
@@ -50,7 +51,7 @@ class Terms:
     top_scale: float | Tensor
     negatives: Callable[[], tuple[Tensor, Tensor]]
     counted_N: Tensor | None = None
-    group: ProcessGroup | None = None
+    group: Group | None = None
 
     def reduced(self, reduction: str) -> Tensor:
         """The loss: over the counted rows alone, 0 if there is none."""
@@ -60,12 +61,12 @@ class Terms:
             return reduced(self.loss_N, reduction)
         return self.loss_N.sum() / self.counted_N.sum().clamp_min(1)
 
-    def _mean_over_ranks(self, group: ProcessGroup) -> Tensor:
+    def _mean_over_ranks(self, group: Group) -> Tensor:
         """Weighted so that the ranks' average is the mean over the counted rows of all ranks."""
         if self.counted_N is None:
             return mean_over_ranks(self.loss_N, group=group)
         count = sum_over_ranks(self.counted_N.sum(), group=group).clamp_min(1)
-        return self.loss_N.sum() * group.size() / count
+        return self.loss_N.sum() * num_ranks(group) / count
 
     @torch.no_grad()
     def metrics(self) -> ContrastiveMetrics:
@@ -74,7 +75,7 @@ class Terms:
         slack = SLACK * torch.finfo(self.top_N.dtype).eps * scale.abs()
         best_N = self.best() * scale
         top1_N = (best_N >= self.top_N - slack).to(best_N.dtype)
-        hit_N = torch.where(best_N.isnan(), best_N, top1_N)
+        hit_N = torch.where(self.top_N.isnan(), self.top_N, top1_N)
         sum_N, count_N = self.negatives()
         if self.counted_N is None:
             top1, alignment = hit_N.mean(), self.similarity_N.mean()

@@ -25,7 +25,7 @@ from fastssl.losses.metrics import ContrastiveMetrics, Terms
 from fastssl.losses.options import Options
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 NAME = "moco_loss"
 
@@ -44,7 +44,7 @@ def moco_loss(
     *,
     options: Options | None = None,
     reduction: str = "mean",
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """InfoNCE against a queue, loss and query gradient in one pass over it.
 
@@ -58,8 +58,9 @@ def moco_loss(
         temperature: finite, non-zero; a float, or a one-element tensor to learn it.
         options: margin, smoothing, tau_plus, beta.
         reduction: "mean", "sum" or "none".
-        group: ranks whose batches are one batch; None: this process alone. The loss is over local
-            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+        group: ranks whose batches are one batch, or ``Ring`` of them to pass rows round instead of
+            gathering them; None: this process alone. The loss is over local rows; averaged by DDP
+            its gradient is exact (convention: fastssl/losses/distributed.py).
             Every rank holds the same queue: ``KeyQueue(group=...)`` takes the keys of all.
 
     Returns:
@@ -78,7 +79,7 @@ def moco_terms(
     queue: Tensor | Queue,
     temperature: float | Tensor,
     options: Options | None = None,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
     """Losses per query and what the metrics are read from; arguments of ``moco_loss``."""
     check_same_shape(NAME, query=query, key=key)
@@ -132,7 +133,7 @@ class MoCoLoss(nn.Module):
         *,
         options: Options | None = None,
         reduction: str = "mean",
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         check_reduction("MoCoLoss", reduction)

@@ -26,10 +26,10 @@ from fastssl.losses.arguments import (
 from fastssl.losses.denominators import unit_rows
 from fastssl.losses.distributed import ids_over_ranks
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
-from fastssl.losses.supcon import rows_out_terms
+from fastssl.losses.supcon import rows_out_losses, rows_out_terms
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 NAME = "multi_crop_ntxent"
 
@@ -40,7 +40,7 @@ def multi_crop_ntxent(
     *,
     ids: Sequence[Tensor] | None = None,
     reduction: str = "mean",
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """NT-Xent over crops; rows with the same sample id are each other's positives.
 
@@ -50,8 +50,9 @@ def multi_crop_ntxent(
         ids: per crop an integer (N_c,) of sample ids; None: row n of every crop is sample n, and
             all crops are of one shape.
         reduction: "mean" over the rows that have a positive, "sum", or "none" (0 for the others).
-        group: ranks whose batches are one batch; None: this process alone. The loss is over local
-            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+        group: ranks whose batches are one batch, or ``Ring`` of them to pass rows round instead of
+            gathering them; None: this process alone. The loss is over local rows; averaged by DDP
+            its gradient is exact (convention: fastssl/losses/distributed.py).
             Ids mean the same on all ranks; None: no sample is on two ranks.
 
     Returns:
@@ -63,26 +64,34 @@ def multi_crop_ntxent(
     check_reduction(NAME, reduction)
     if group is None and ids is None and not isinstance(crops, Tensor) and len(crops) > 1:
         return ntxent(crops, temperature, reduction=reduction)
-    return multi_crop_terms(crops, temperature, ids, group).reduced(reduction)
+    rows = _unit_rows(crops, ids, group)
+    return rows_out_losses(*rows, scale_of(NAME, temperature, crops[0]), group).reduced(reduction)
 
 
 def multi_crop_terms(
     crops: Sequence[Tensor],
     temperature: float | Tensor,
     ids: Sequence[Tensor] | None,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
-    """Losses per row; top-1 is NaN where a row has several positives."""
+    """Losses per row and what the metrics are read from."""
+    rows = _unit_rows(crops, ids, group)
+    return rows_out_terms(*rows, scale_of(NAME, temperature, crops[0]), group)
+
+
+def _unit_rows(
+    crops: Sequence[Tensor], ids: Sequence[Tensor] | None, group: Group | None
+) -> tuple[Tensor, Tensor]:
+    """Unit rows (M, D) of all crops and their sample ids (M,)."""
     if isinstance(crops, Tensor) or len(crops) < 1:
         raise bad(NAME, "crops", "a list of (N_c, D) tensors", type(crops).__name__)
     check_embeddings(NAME, **{f"crops[{c}]": crop for c, crop in enumerate(crops)})
     ids_M = _stacked_ids(crops, ids, group)
-    z_MD = unit_rows(torch.cat(list(crops)))
-    return rows_out_terms(z_MD, ids_M, scale_of(NAME, temperature, crops[0]), group)
+    return unit_rows(torch.cat(list(crops))), ids_M
 
 
 def _stacked_ids(
-    crops: Sequence[Tensor], ids: Sequence[Tensor] | None, group: ProcessGroup | None
+    crops: Sequence[Tensor], ids: Sequence[Tensor] | None, group: Group | None
 ) -> Tensor:
     if ids is None:
         sizes = [crop.shape[0] for crop in crops]
@@ -116,7 +125,7 @@ class MultiCropNTXentLoss(nn.Module):
         temperature: float | Tensor = 0.1,
         *,
         reduction: str = "mean",
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         check_reduction("MultiCropNTXentLoss", reduction)
@@ -133,7 +142,7 @@ class MultiCropNTXentLoss(nn.Module):
     def with_metrics(
         self, *crops: Tensor, ids: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, ContrastiveMetrics]:
-        """The loss and its metrics; top-1 is NaN where a row has several positives."""
+        """The loss and its metrics; a top-1 hit: the nearest other row is of its sample."""
         terms = multi_crop_terms(crops, self.temperature, ids, self.group)
         return terms.reduced(self.reduction), terms.metrics()
 

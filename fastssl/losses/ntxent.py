@@ -13,14 +13,14 @@ from fastssl.kernels.ntxent.checks import REDUCTIONS
 from fastssl.kernels.ntxent.op import ntxent
 from fastssl.losses.arguments import bad, check_reduction, check_same_shape, scale_of
 from fastssl.losses.denominators import unit_rows
-from fastssl.losses.distributed import gathered_symmetric, mean_over_ranks
+from fastssl.losses.distributed import mean_over_ranks, symmetric_over_ranks
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
 from fastssl.losses.multicrop import multi_crop_terms
 from fastssl.losses.options import PLAIN, Options
 from fastssl.losses.two_views import two_view_terms
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 
 class NTXentLoss(nn.Module):
@@ -35,8 +35,9 @@ class NTXentLoss(nn.Module):
             one-element tensor, which becomes a buffer: it follows ``.to()``, and is not saved.
         reduction: "mean" (over V * N rows), "sum" or "none".
         options: margin, smoothing, tau_plus (debiased), beta (hard negatives); two views alone.
-        group: ranks whose batches are one batch: the rows of all of them are negatives. None: the
-            local rows alone. See ``gathered_ntxent`` for the loss and gradient that a rank gets.
+        group: ranks whose batches are one batch: the rows of all of them are negatives; ``Ring`` of
+            them to pass rows round instead of gathering them. None: the local rows alone. See
+            ``gathered_ntxent`` for the loss and gradient that a rank gets.
 
     In a child forked after its parent computed with several threads it hangs, as torch does: use
     "spawn", or call ``torch.set_num_threads(1)`` first in the child.
@@ -55,7 +56,7 @@ class NTXentLoss(nn.Module):
         *,
         reduction: str = "mean",
         options: Options | None = None,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
@@ -88,7 +89,7 @@ class NTXentLoss(nn.Module):
     def with_metrics(
         self, *views_ND: Tensor, sample_ids: Tensor | None = None
     ) -> tuple[Tensor, ContrastiveMetrics]:
-        """The loss and its metrics; top-1 is NaN for more than two views."""
+        """The loss and its metrics; a top-1 hit: the nearest other row is of its sample."""
         terms = self._terms(views_ND, sample_ids)
         return terms.reduced(self.reduction), terms.metrics()
 
@@ -112,7 +113,7 @@ def gathered_ntxent(
     temperature: float | Tensor = 0.1,
     *,
     reduction: str = "mean",
-    group: ProcessGroup,
+    group: Group,
 ) -> Tensor:
     """NT-Xent whose negatives are the rows of all ranks of ``group``, exact after DDP's averaging.
 
@@ -142,7 +143,7 @@ def gathered_ntxent(
     z_VND = z_MD.unflatten(0, (len(views), -1))
     other_views_VND = z_VND.sum(dim=0) - z_VND
     positive_M = (z_VND * other_views_VND).sum(dim=2).flatten() / (len(views) - 1)
-    loss_M = gathered_symmetric(z_MD, scale, group=group, bound=1.0).rows - scale * positive_M
+    loss_M = symmetric_over_ranks(z_MD, scale, group=group, bound=1.0).rows - scale * positive_M
     if reduction == "mean":
         return mean_over_ranks(loss_M, group=group)
     return loss_M.sum() if reduction == "sum" else loss_M

@@ -13,7 +13,7 @@ from fastssl.kernels.enqueue.op import enqueue
 from fastssl.losses.distributed import gather_rows
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -55,7 +55,7 @@ class KeyQueue(nn.Module):
         num_queues: int | None = None,
         dtype: torch.dtype = torch.bfloat16,
         seed: int = 0,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         for name, size in (("num_keys", num_keys), ("width", width), ("num_queues", num_queues)):
@@ -105,6 +105,6 @@ class KeyQueue(nn.Module):
         return f"rows={tuple(self.rows.shape)}, dtype={self.rows.dtype}"
 
 
-def gathered(keys: Tensor, group: ProcessGroup) -> Tensor:
+def gathered(keys: Tensor, group: Group) -> Tensor:
     """The keys of every rank of the group, in the order of the ranks, along the axis of N."""
     return gather_rows(keys.movedim(-2, 0), group=group).movedim(0, -2)

@@ -3,30 +3,44 @@
     x_ij = scale * u_i . v_j + bias,    y_ij = 1 on the diagonal, -1 elsewhere
     loss = -1/N sum_ij log sigmoid(y_ij x_ij)
 
-Blocks of rows: loss and all gradients come out of one pass and no N x N matrix is kept.
+The pairs are the work of ``fastssl.kernels.sigmoid_pairs``: no N x N matrix is kept.
 """
 
-# shapes: N pairs, D features, B rows of a block
+# shapes: N pairs, D embedding
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Logits held at a time: 4 MB in float32, about what stays in the cache between the passes over it.
-BLOCK_LOGITS = 1 << 20
+from fastssl.kernels.sigmoid_pairs.op import sigmoid_pairs, sigmoid_pairs_sum
+from fastssl.losses.arguments import (
+    bad,
+    check_reduction,
+    check_same_shape,
+    checked_number,
+    is_readable,
+)
+from fastssl.losses.denominators import unit_rows
+from fastssl.losses.distributed import mean_over_ranks
+from fastssl.losses.metrics import ContrastiveMetrics
+from fastssl.losses.sigmoid_ranks import sigmoid_over_ranks
+
+if TYPE_CHECKING:
+    from fastssl.losses.exchange import Group
+
+NAME = "siglip_loss"
 
 
 class SigLIPLoss(nn.Module):
-    """Sigmoid loss between images and texts with a learnt scale and bias.
+    """``siglip_loss`` with scale and bias as parameters.
 
     Args:
         scale: initial scale; the parameter ``log_scale`` holds its logarithm, as in the paper.
         bias: initial value of the parameter ``bias``.
-        group: None alone; pairs over ranks are not exact here yet and refused by ValueError.
+        reduction, group: as of ``siglip_loss``.
 
     Example:
         >>> import torch
@@ -35,170 +49,118 @@ class SigLIPLoss(nn.Module):
         >>> SigLIPLoss()(image, text).backward()
     """
 
-    def __init__(self, scale: float = 10.0, bias: float = -10.0, *, group: object = None) -> None:
+    def __init__(
+        self,
+        scale: float = 10.0,
+        bias: float = -10.0,
+        *,
+        reduction: str = "mean",
+        group: Group | None = None,
+    ) -> None:
         super().__init__()
-        if group is not None:
-            raise ValueError(
-                f"SigLIPLoss: group must be None (pairs over ranks are missing); received {group!r}"
-            )
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"SigLIPLoss: scale must be finite and positive; received {scale}")
+        check_reduction("SigLIPLoss", reduction)
+        if not (isinstance(scale, int | float) and 0 < scale < math.inf):
+            raise bad("SigLIPLoss", "scale", "positive and finite", scale)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(float(bias)))
+        self.reduction = reduction
+        self.group = group
 
-    def forward(self, image_ND: Tensor, text_ND: Tensor) -> Tensor:
-        """Loss, (), of (N, D) raw embeddings; row i of one belongs to row i of the other."""
-        return siglip_loss(image_ND, text_ND, self.log_scale.exp(), self.bias)
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """Loss of (N, D) raw embeddings, () or (N,); row i of one belongs to row i of the other."""
+        scale, bias = self.log_scale.exp(), self.bias
+        return siglip_loss(image, text, scale, bias, reduction=self.reduction, group=self.group)
+
+    def with_metrics(self, image: Tensor, text: Tensor) -> tuple[Tensor, ContrastiveMetrics]:
+        """The loss and what O(N D) more tells of the local rows; top-1 is NaN."""
+        return self(image, text), _metrics(image, text)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
 
 
 def siglip_loss(
-    image: Tensor, text: Tensor, scale: float | Tensor = 10.0, bias: float | Tensor = -10.0
+    image: Tensor,
+    text: Tensor,
+    scale: float | Tensor = 10.0,
+    bias: float | Tensor = -10.0,
+    *,
+    reduction: str = "mean",
+    group: Group | None = None,
 ) -> Tensor:
     """Sigmoid loss of raw embeddings: the L2 normalisation happens inside.
 
     Args:
-        image, text: (N, D) of any float dtype; row i of one belongs to row i of the other.
-        scale, bias: floats, or one-element tensors to get their gradients.
+        image: (N, D), any float dtype.
+        text: (N, D) of the same dtype; row i is the partner of image i.
+        scale: finite and not zero; a float, or a one-element tensor to get its gradient.
+        bias: finite; likewise.
+        reduction: "mean", "sum" or "none" (the loss of each image over all texts).
+        group: ranks whose batches are one batch; None: this process alone. The loss is over local
+            images and the texts of all ranks; averaged by DDP its gradient is exact (convention:
+            fastssl/losses/distributed.py). One derivative.
 
     Returns:
-        () in float32 (float64 for float64 input). A second derivative materialises N x N.
+        () or (N,) in float32 (float64 for float64 input). Without a group a second derivative
+        materialises N x N.
 
     Raises:
         ValueError: an argument does not fit; the message names it.
     """
-    _check(image, text)
-    image, text = (F.normalize(_widened(side), dim=1) for side in (image, text))
-    return pairwise_sigmoid(image, text, scale, bias)
+    check_reduction(NAME, reduction)
+    check_same_shape(NAME, image=image, text=text)
+    scale, bias = _finite("scale", scale, image), _finite("bias", bias, image)
+    if _value(scale) == 0.0:
+        raise bad(NAME, "scale", "finite and not zero", 0.0)
+    return pairwise_sigmoid(
+        unit_rows(image), unit_rows(text), scale, bias, reduction=reduction, group=group
+    )
 
 
 def pairwise_sigmoid(
-    image: Tensor, text: Tensor, scale: float | Tensor, bias: float | Tensor
+    image_ND: Tensor,
+    text_ND: Tensor,
+    scale: float | Tensor,
+    bias: float | Tensor,
+    *,
+    reduction: str = "mean",
+    group: Group | None = None,
 ) -> Tensor:
     """``siglip_loss`` of embeddings that are taken as they are (normalise before)."""
-    _check(image, text)
-    scale, bias = _scalar("scale", scale, image), _scalar("bias", bias, image)
-    inputs = (image, text, scale, bias)
-    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    return _PairwiseSigmoid.apply(*inputs, differentiable)
+    with torch.autocast(image_ND.device.type, enabled=False):
+        if group is not None:
+            loss_N = sigmoid_over_ranks(image_ND, text_ND, scale, bias, group=group)
+            if reduction == "mean":
+                return mean_over_ranks(loss_N, group=group)
+            return loss_N.sum() if reduction == "sum" else loss_N
+        if reduction == "none":
+            return sigmoid_pairs(image_ND, text_ND, scale, bias)
+        total = sigmoid_pairs_sum(image_ND, text_ND, scale, bias)
+        return total / image_ND.shape[0] if reduction == "mean" else total
 
 
-class _PairwiseSigmoid(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, image, text, scale, bias, differentiable):
-        with torch.autocast(image.device.type, enabled=False):
-            wide = _in_one_dtype(image, text, scale, bias)
-            if not differentiable:
-                return _loss(*wide)
-            loss, *grads = _loss_and_gradients(*wide)
-        ctx.save_for_backward(image, text, scale, bias, *grads)
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad):
-        inputs, grads = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        if torch.is_grad_enabled():  # create_graph: a second derivative may be asked for
-            return *_differentiable(grad, inputs), None
-        pairs = zip(inputs, grads, ctx.needs_input_grad, strict=False)
-        return *[(grad * g).to(x.dtype) if wanted else None for x, g, wanted in pairs], None
+def _value(number: float | Tensor) -> float | None:
+    """The number where looking at it costs no waiting."""
+    if isinstance(number, Tensor):
+        return float(number.detach()) if is_readable(number) else None
+    return number
 
 
-def _differentiable(grad: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """The gradients of the formula over one block of all rows, kept differentiable."""
-    with torch.autocast(inputs[0].device.type, enabled=False):
-        wide = _in_one_dtype(*inputs)
-        signed_NN = _signed_logits(*wide, 0, len(inputs[0]))
-        loss = -F.logsigmoid(-signed_NN).sum() / len(inputs[0])
-    asked = [x for x in inputs if x.requires_grad]
-    found = iter(torch.autograd.grad(loss, asked, grad, create_graph=True))
-    return [next(found) if x.requires_grad else None for x in inputs]
+def _finite(name: str, given: float | Tensor, like: Tensor) -> float | Tensor:
+    number = checked_number(NAME, name, given, like)
+    value = _value(number)
+    if value is not None and not math.isfinite(value):
+        raise bad(NAME, name, "finite", value)
+    return number
 
 
-def _in_one_dtype(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """float32, or float64 as soon as one side is."""
-    dtype = torch.promote_types(_widened(image).dtype, text.dtype)
-    return image.to(dtype), text.to(dtype), scale.to(dtype), bias.to(dtype)
-
-
-def _blocks(num_rows: int):
-    """(start, stop) of row blocks of about BLOCK_LOGITS logits."""
-    step = max(1, BLOCK_LOGITS // num_rows)
-    for start in range(0, num_rows, step):
-        yield start, min(start + step, num_rows)
-
-
-def _signed_logits(
-    image_ND: Tensor, text_ND: Tensor, scale: Tensor, bias: Tensor, start: int, stop: int
-) -> Tensor:
-    """-y_ij x_ij of a block of rows, (B, N): the pairs' own logits change sign."""
-    signed_BN = image_ND[start:stop] @ text_ND.T * scale + bias
-    signed_BN.diagonal(start).neg_()
-    return signed_BN
-
-
-def _loss(image_ND: Tensor, text_ND: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    sums = [
-        F.logsigmoid(-_signed_logits(image_ND, text_ND, scale, bias, *block)).sum()
-        for block in _blocks(len(image_ND))
-    ]
-    return -torch.stack(sums).sum() / len(image_ND)
-
-
-def _loss_and_gradients(
-    image_ND: Tensor, text_ND: Tensor, scale: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The loss and its gradients with respect to image, text, scale and bias.
-
-    W_ij = -y_ij sigmoid(-y_ij x_ij) / N;  dimage = scale W text,  dtext = scale W^T image,
-    dscale = sum_ij W_ij u_i . v_j,  dbias = sum_ij W_ij.
-    """
-    num_pairs = len(image_ND)
-    dimage_ND, dtext_ND = torch.zeros_like(image_ND), torch.zeros_like(text_ND)
-    sums, dbias = [], []
-    for start, stop in _blocks(num_pairs):
-        w_BN = _signed_logits(image_ND, text_ND, scale, bias, start, stop)
-        sums.append(F.logsigmoid(-w_BN).sum())
-        w_BN.sigmoid_().div_(num_pairs)
-        w_BN.diagonal(start).neg_()
-        dbias.append(w_BN.sum())
-        dimage_ND[start:stop] = w_BN @ text_ND
-        dtext_ND.addmm_(w_BN.T, image_ND[start:stop])
-    dscale = (dimage_ND * image_ND).sum()
-    loss = -torch.stack(sums).sum() / num_pairs
-    return loss, dimage_ND * scale, dtext_ND * scale, dscale, torch.stack(dbias).sum()
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    """A 0-d tensor of the value; gradients flow back to a tensor of any one-element shape."""
-    if isinstance(value, Tensor):
-        if value.numel() != 1 or not value.dtype.is_floating_point:
-            raise _bad(name, "one floating number", f"{value.dtype} {tuple(value.shape)}")
-        if value.device != like.device:
-            raise _bad(name, f"on {like.device} like the images", value.device)
-        return value.reshape(())
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _bad(name, "a float or a one-element tensor", type(value).__name__)
-    return torch.full((), value, dtype=torch.float64, device=like.device)
-
-
-def _check(image: Tensor, text: Tensor) -> None:
-    for name, rows in (("image", image), ("text", text)):
-        if not isinstance(rows, Tensor):
-            raise _bad(name, "a tensor of shape (N, D)", type(rows).__name__)
-        if rows.dim() != 2 or rows.numel() == 0:
-            raise _bad(name, "2-D and non-empty, (N, D)", f"shape {tuple(rows.shape)}")
-        if not rows.dtype.is_floating_point:
-            raise _bad(name, "of a floating dtype", rows.dtype)
-    if text.shape != image.shape:
-        raise _bad("text", f"of shape {tuple(image.shape)} like image", tuple(text.shape))
-    if text.device != image.device:
-        raise _bad("text", f"on {image.device} like image", text.device)
-
-
-def _bad(argument: str, expected: str, received: object) -> ValueError:
-    return ValueError(f"siglip_loss: {argument} must be {expected}; received {received}")
+@torch.no_grad()
+def _metrics(image: Tensor, text: Tensor) -> ContrastiveMetrics:
+    """Mean similarity of partners, and of the others from the sums of the rows."""
+    image_ND, text_ND = unit_rows(image), unit_rows(text)
+    num_pairs = image_ND.shape[0]
+    own = (image_ND * text_ND).sum()
+    others = (image_ND.sum(0) * text_ND.sum(0)).sum() - own
+    nan = torch.full_like(own, torch.nan)
+    negative = others / (num_pairs * (num_pairs - 1)) if num_pairs > 1 else nan
+    return ContrastiveMetrics(nan, own / num_pairs, negative)

@@ -24,8 +24,8 @@ class Case:
     """One way to call one loss.
 
     loss: the name its refusals begin with. names: of the arguments that are embeddings.
-    call(embeddings, temperature, reduction): the function; ``temperature`` is the logit scale
-    where the loss takes that. with_metrics(embeddings, temperature): the module's method.
+    call(embeddings, temperature, reduction, group): the function; ``temperature`` is the logit
+    scale where the loss takes that. with_metrics(embeddings, temperature): the module's method.
     sizes: rows of each embedding. without: promises it does not keep, and why.
     """
 
@@ -70,9 +70,9 @@ LABELS = torch.tensor([5, 5, 0, 5, 0, -3, 2])
 CROP_IDS = (torch.tensor([3, 1, 0, 7]), torch.tensor([1, 3, 9]), torch.tensor([3, 0]))
 
 
-SECOND_PASS = (("top-1", "the best of several positives would cost a second pass"),)
+NO_MAXIMUM = (("top-1", "its pass keeps sums over pairs and no largest logit"),)
 WEIGHT = "its weight has no gradient by definition, which finite differences see"
-STOPPED = (("gradcheck", WEIGHT), ("double backward", WEIGHT))
+STOPPED = (("gradcheck", WEIGHT), ("double backward", WEIGHT), ("jvp", WEIGHT))
 
 
 def _info_nce(variant: str, sizes: tuple[int, ...] = (4, 9), **settings) -> Case:
@@ -84,10 +84,10 @@ def _info_nce(variant: str, sizes: tuple[int, ...] = (4, 9), **settings) -> Case
         hard_NHD = embeddings[2].unflatten(0, (embeddings[0].shape[0], -1))
         return embeddings[:2], {**settings, "hard_negatives": hard_NHD}
 
-    def call(embeddings, temperature, reduction="mean"):
+    def call(embeddings, temperature, reduction="mean", group=None):
         rows, more = arguments(embeddings)
         queries, keys = rows
-        return losses.info_nce(queries, keys, temperature, reduction=reduction, **more)
+        return losses.info_nce(queries, keys, temperature, reduction=reduction, group=group, **more)
 
     def with_metrics(embeddings, temperature):
         rows, more = arguments(embeddings)
@@ -104,8 +104,8 @@ def _two_views(
 ) -> Case:
     ids = {} if sample_ids is None else {"sample_ids": sample_ids}
 
-    def call(embeddings, temperature, reduction="mean"):
-        return module(temperature, reduction=reduction, **settings)(*embeddings, **ids)
+    def call(embeddings, temperature, reduction="mean", group=None):
+        return module(temperature, reduction=reduction, group=group, **settings)(*embeddings, **ids)
 
     def with_metrics(embeddings, temperature):
         return module(temperature, **settings).with_metrics(*embeddings, **ids)
@@ -117,8 +117,8 @@ def _two_views(
 def _plain_nt_xent() -> Case:
     """The operator of its own, whose refusals begin with its name."""
 
-    def call(embeddings, temperature, reduction="mean"):
-        return losses.NTXentLoss(temperature, reduction=reduction)(*embeddings)
+    def call(embeddings, temperature, reduction="mean", group=None):
+        return losses.NTXentLoss(temperature, reduction=reduction, group=group)(*embeddings)
 
     def with_metrics(embeddings, temperature):
         return losses.NTXentLoss(temperature).with_metrics(*embeddings)
@@ -128,10 +128,10 @@ def _plain_nt_xent() -> Case:
 
 
 def _moco(variant: str, rows_KD: Tensor, options: Options | None = None) -> Case:
-    def call(embeddings, temperature, reduction="mean"):
+    def call(embeddings, temperature, reduction="mean", group=None):
         query, key = embeddings
         return losses.moco_loss(
-            query, key, rows_KD, temperature, options=options, reduction=reduction
+            query, key, rows_KD, temperature, options=options, reduction=reduction, group=group
         )
 
     def with_metrics(embeddings, temperature):
@@ -144,10 +144,10 @@ def _moco(variant: str, rows_KD: Tensor, options: Options | None = None) -> Case
 
 
 def _cissl(num_views: int) -> Case:
-    def call(embeddings, temperature, reduction="mean"):
+    def call(embeddings, temperature, reduction="mean", group=None):
         student, teacher = embeddings
         return losses.cissl_loss(
-            student, teacher, temperature, num_views=num_views, reduction=reduction
+            student, teacher, temperature, num_views=num_views, reduction=reduction, group=group
         )
 
     def with_metrics(embeddings, temperature):
@@ -159,9 +159,9 @@ def _cissl(num_views: int) -> Case:
 
 
 def _clip(variant: str, **settings) -> Case:
-    def call(embeddings, scale, reduction="mean"):
+    def call(embeddings, scale, reduction="mean", group=None):
         image, text = embeddings
-        return losses.clip_loss(image, text, scale, reduction=reduction, **settings)
+        return losses.clip_loss(image, text, scale, reduction=reduction, group=group, **settings)
 
     def with_metrics(embeddings, scale):
         return losses.CLIPLoss(float(scale), **settings).with_metrics(*embeddings)
@@ -173,12 +173,26 @@ def _clip(variant: str, **settings) -> Case:
     )  # fmt: skip
 
 
+def _siglip() -> Case:
+    def call(embeddings, scale, reduction="mean", group=None):
+        image, text = embeddings
+        return losses.siglip_loss(image, text, scale, -2.0, reduction=reduction, group=group)
+
+    def with_metrics(embeddings, scale):
+        return losses.SigLIPLoss(float(scale), -2.0).with_metrics(*embeddings)
+
+    return Case(
+        "siglip_loss", "", ("image", "text"), call, knob="scale", with_metrics=with_metrics,
+        paper="Zhai et al. 2023, arXiv:2303.15343", without=NO_MAXIMUM,
+    )  # fmt: skip
+
+
 def _sup_con(form: str, function, labels: Tensor | None, views: int = 1) -> Case:
     def shaped(embeddings):
         return embeddings[0] if views == 1 else embeddings[0].unflatten(0, (-1, views))
 
-    def call(embeddings, temperature, reduction="mean"):
-        return function(shaped(embeddings), labels, temperature, reduction=reduction)
+    def call(embeddings, temperature, reduction="mean", group=None):
+        return function(shaped(embeddings), labels, temperature, reduction=reduction, group=group)
 
     def with_metrics(embeddings, temperature):
         module = losses.SupConLoss(temperature, form=form)
@@ -189,14 +203,14 @@ def _sup_con(form: str, function, labels: Tensor | None, views: int = 1) -> Case
     paper = "Khosla et al. 2020, arXiv:2004.11362"
     return Case(
         function.__name__, variant, ("embeddings",), call, sizes, with_metrics=with_metrics,
-        paper=paper, without=SECOND_PASS if form == "out" else (),
+        paper=paper,
     )  # fmt: skip
 
 
 def _multi_crop() -> Case:
-    def call(embeddings, temperature, reduction="mean"):
+    def call(embeddings, temperature, reduction="mean", group=None):
         return losses.multi_crop_ntxent(
-            list(embeddings), temperature, ids=CROP_IDS, reduction=reduction
+            list(embeddings), temperature, ids=CROP_IDS, reduction=reduction, group=group
         )
 
     def with_metrics(embeddings, temperature):
@@ -205,7 +219,7 @@ def _multi_crop() -> Case:
     names = ("crops[0]", "crops[1]", "crops[2]")
     return Case(
         "multi_crop_ntxent", "ids", names, call, (4, 3, 2), with_metrics=with_metrics,
-        paper="Chen et al. 2020, arXiv:2002.05709", without=SECOND_PASS,
+        paper="Chen et al. 2020, arXiv:2002.05709",
     )  # fmt: skip
 
 
@@ -232,6 +246,7 @@ CASES: tuple[Case, ...] = (
     _cissl(3),
     _clip(""),
     _clip("smoothing", options=Options(smoothing=0.1)),
+    _siglip(),
     _sup_con("out", losses.sup_con_out, LABELS),
     _sup_con("out", losses.sup_con_out, None, views=3),
     _sup_con("in", losses.sup_con_in, LABELS),
@@ -319,6 +334,10 @@ def _bad_others() -> Wrong:
         (partial(losses.cissl_loss, z, z[:4]), ("teacher", "(4, 5)")),
         (partial(losses.cissl_loss, z, z, num_views=0), ("num_views", "0")),
         (partial(losses.clip_loss, z, z[:4]), ("text", "(4, 5)")),
+        (partial(losses.siglip_loss, z, z[:4]), ("text", "(4, 5)")),
+        (partial(losses.siglip_loss, z, z, bias=float("nan")), ("bias", "nan")),
+        (partial(losses.siglip_loss, z, z, bias=torch.ones(2)), ("bias", "(2,)")),
+        (partial(losses.siglip_loss, z, z, reduction="avg"), ("reduction", "'avg'")),
         (partial(losses.sup_con_out, z), ("labels", "None")),
         (partial(losses.sup_con_in, z, ids[:4]), ("labels", "(4,)")),
         (partial(losses.sup_con_in, z, ids.double()), ("labels", "float64")),
@@ -335,6 +354,7 @@ def _bad_settings() -> Wrong:
     return [
         (partial(losses.CLIPLoss, 0.0), ("scale", "0.0")),
         (partial(losses.CLIPLoss, max_scale=1.0), ("max_scale", "1.0")),
+        (partial(losses.SigLIPLoss, scale=-1.0), ("scale", "-1.0")),
         (partial(losses.SupConLoss, form="both"), ("form", "'both'")),
         (partial(losses.DCLWLoss, sigma=float("nan")), ("sigma", "nan")),
         (partial(Options, margin=0.1, beta=1.0), ("beta", "margin")),

@@ -26,13 +26,13 @@ from fastssl.losses.arguments import (
     checked_ids,
     scale_of,
 )
-from fastssl.losses.classes import class_counts, class_sums
+from fastssl.losses.classes import class_counts, class_sums, class_tops
 from fastssl.losses.denominators import among_themselves, denominators, unit_rows
 from fastssl.losses.distributed import count_over_ranks, ids_over_ranks, sum_over_ranks
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 
 def sup_con_out(
@@ -41,7 +41,7 @@ def sup_con_out(
     temperature: float | Tensor = 0.1,
     *,
     reduction: str = "mean",
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """SupCon with the positives outside the logarithm (L_out), in O(M D) beside the denominators.
 
@@ -50,8 +50,9 @@ def sup_con_out(
         labels: integer (M,) or (N,), a label or an id; None with views: a label per sample.
         temperature: finite, non-zero; a float, or a one-element tensor to learn it.
         reduction: "mean" over the rows that have a positive, "sum", or "none" (0 for the others).
-        group: ranks whose batches are one batch; None: this process alone. The loss is over local
-            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+        group: ranks whose batches are one batch, or ``Ring`` of them to pass rows round instead of
+            gathering them; None: this process alone. The loss is over local rows; averaged by DDP
+            its gradient is exact (convention: fastssl/losses/distributed.py).
             Labels mean the same on all ranks; None with views: no sample is on two ranks.
 
     Returns:
@@ -71,7 +72,7 @@ def sup_con_in(
     temperature: float | Tensor = 0.1,
     *,
     reduction: str = "mean",
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """SupCon with the positives inside the logarithm (L_in); arguments as of ``sup_con_out``."""
     check_reduction("sup_con_in", reduction)
@@ -82,9 +83,9 @@ def out_terms(
     embeddings: Tensor,
     labels: Tensor | None,
     temperature: float | Tensor,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
-    """Losses per row of L_out; top-1 of several positives would need a second pass: NaN."""
+    """Losses per row of L_out and what the metrics are read from."""
     name = "sup_con_out"
     z_MD, labels_M = _rows(name, embeddings, labels, group)
     return rows_out_terms(z_MD, labels_M, scale_of(name, temperature, embeddings), group)
@@ -94,17 +95,23 @@ def out_losses(
     embeddings: Tensor,
     labels: Tensor | None,
     temperature: float | Tensor,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
-    """``out_terms`` at half the work, whose top-1 is always NaN."""
+    """``out_terms`` at half the work, without what top-1 is read from: it is NaN."""
     name = "sup_con_out"
     z_MD, labels_M = _rows(name, embeddings, labels, group)
-    scale = scale_of(name, temperature, embeddings)
+    return rows_out_losses(z_MD, labels_M, scale_of(name, temperature, embeddings), group)
+
+
+def rows_out_losses(
+    z_MD: Tensor, labels_M: Tensor, scale: float | Tensor, group: Group | None = None
+) -> Terms:
+    """``rows_out_terms`` at half the work."""
     return _out(z_MD, labels_M, scale, among_themselves(z_MD, scale, group), group)
 
 
 def rows_out_terms(
-    z_MD: Tensor, labels_M: Tensor, scale: float | Tensor, group: ProcessGroup | None = None
+    z_MD: Tensor, labels_M: Tensor, scale: float | Tensor, group: Group | None = None
 ) -> Terms:
     """L_out of unit rows."""
     row_M = torch.arange(z_MD.shape[0], device=z_MD.device)
@@ -117,15 +124,14 @@ def _out(
     labels_M: Tensor,
     scale: float | Tensor,
     found: Denominators,
-    group: ProcessGroup | None,
+    group: Group | None,
 ) -> Terms:
     counts_M, positive_M = _positives(z_MD, labels_M, group)
     some_M = counts_M > 0
     loss_M = torch.where(some_M, found.rows - positive_M * scale, 0.0)
 
     def best() -> Tensor:
-        """With one positive the mean is the best; of more only the mean is known."""
-        return torch.where((counts_M <= 1).all(), positive_M, torch.nan)
+        return class_tops(z_MD, labels_M, scale, group) / scale
 
     negatives = _negatives(z_MD, counts_M, positive_M, group)
     return Terms(loss_M, positive_M, best, found.top, scale, negatives, some_M, group)
@@ -135,7 +141,7 @@ def in_terms(
     embeddings: Tensor,
     labels: Tensor | None,
     temperature: float | Tensor,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
     """Losses per row of L_in and what the metrics are read from."""
     name = "sup_con_in"
@@ -157,7 +163,7 @@ def in_terms(
 
 
 def _rows(
-    name: str, embeddings: Tensor, labels: Tensor | None, group: ProcessGroup | None
+    name: str, embeddings: Tensor, labels: Tensor | None, group: Group | None
 ) -> tuple[Tensor, Tensor]:
     """Unit rows (M, D) and their labels (M,)."""
     if not isinstance(embeddings, Tensor):
@@ -177,7 +183,7 @@ def _rows(
     return unit_rows(h_MD), labels_M
 
 
-def _positives(z_MD: Tensor, labels_M: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+def _positives(z_MD: Tensor, labels_M: Tensor, group: Group | None) -> tuple[Tensor, Tensor]:
     """(M,) number of positives and (M,) mean similarity to them, 0 without; no M x M mask."""
     counts_M = class_counts(labels_M, labels_M, group) - 1
     others_MD = class_sums(z_MD, labels_M, labels_M, group) - z_MD
@@ -185,7 +191,7 @@ def _positives(z_MD: Tensor, labels_M: Tensor, group: ProcessGroup | None) -> tu
 
 
 def _negatives(
-    z_MD: Tensor, counts_M: Tensor, positive_M: Tensor, group: ProcessGroup | None
+    z_MD: Tensor, counts_M: Tensor, positive_M: Tensor, group: Group | None
 ) -> Callable[[], tuple[Tensor, Tensor]]:
     def negatives() -> tuple[Tensor, Tensor]:
         sum_D = z_MD.sum(0)
@@ -221,7 +227,7 @@ class SupConLoss(nn.Module):
         *,
         form: str = "out",
         reduction: str = "mean",
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         check_reduction("SupConLoss", reduction)
@@ -240,7 +246,7 @@ class SupConLoss(nn.Module):
     def with_metrics(
         self, embeddings: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, ContrastiveMetrics]:
-        """The loss and its metrics; top-1 is NaN for "out" where a row has several positives."""
+        """The loss and its metrics; a top-1 hit: the nearest other row is of its label."""
         terms = FORMS[self.form](embeddings, labels, self.temperature, self.group)
         return terms.reduced(self.reduction), terms.metrics()
 

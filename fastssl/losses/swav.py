@@ -14,7 +14,7 @@ from fastssl.losses.crops import crop_list, other_crops
 from fastssl.losses.distributed import gather_rows, mean_over_ranks
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def sinkhorn(
     *,
     epsilon: float = 0.05,
     iterations: int = 3,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """Codes (N, C): the softmax of scores / epsilon, balanced over the prototypes.
 
@@ -63,7 +63,7 @@ def swav_loss(
     epsilon: float = 0.05,
     iterations: int = 3,
     queue_scores: Sequence[Tensor] | None = None,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """Loss () of the scores of all crops: the codes of one crop are predicted from every other.
 
@@ -72,8 +72,9 @@ def swav_loss(
         num_assigned: codes are taken of the first so many crops (SwAV: the two large ones).
         temperature: of the predictions. epsilon, iterations: of ``sinkhorn``.
         queue_scores: one (Q, C) per assigned crop; they take part in its balancing only.
-        group: ranks whose batches are one batch; None: this process alone. The loss is over local
-            rows; averaged by DDP its gradient is exact (convention: fastssl/losses/distributed.py).
+        group: ranks whose batches are one batch, or ``Ring`` of them to pass rows round instead of
+            gathering them; None: this process alone. The loss is over local rows; averaged by DDP
+            its gradient is exact (convention: fastssl/losses/distributed.py).
             Codes are balanced over all ranks, queues included: each rank brings its own part.
 
     Raises:
@@ -118,7 +119,7 @@ class SwAVLoss(nn.Module):
         epsilon: float = 0.05,
         iterations: int = 3,
         num_assigned: int = 2,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         self.temperature = temperature

@@ -20,7 +20,7 @@ from fastssl.losses.metrics import Terms
 from fastssl.losses.options import Options
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from fastssl.losses.exchange import Group
 
 
 def two_views(
@@ -28,7 +28,7 @@ def two_views(
     view0: Tensor,
     view1: Tensor,
     sample_ids: Tensor | None = None,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Matching:
     """The rows and their partners; rows of one sample id are no negatives of each other."""
     check_same_shape(loss, view0=view0, view1=view1)
@@ -54,7 +54,7 @@ def two_view_terms(
     *,
     sample_ids: Tensor | None = None,
     options: Options | None = None,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Terms:
     """NT-Xent's losses per row with options, and what the metrics are read from."""
     matching = two_views(loss, view0, view1, sample_ids, group)

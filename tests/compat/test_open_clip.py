@@ -104,13 +104,25 @@ def test_the_options_of_one_process_change_nothing():
     assert len(values) == 1
 
 
+def test_many_processes_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match="ClipLoss: world_size must be .* 1 here; received 2"):
+        ours.ClipLoss(rank=1, world_size=2)(*features(0, 4, 3), 1.0)
+
+
 @every_loss
-def test_many_processes_and_unequal_towers_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name}: world_size must be 1; received 2"):
-        getattr(ours, name)(rank=1, world_size=2)
+def test_unequal_towers_are_refused(name):
     image, text = features(0, 4, 3)
     with pytest.raises(ValueError, match=rf"{name}: text_features .* received \(3, 3\)"):
         getattr(ours, name)()(image, text[:3], 1.0, 0.0)
+
+
+def test_siglip_over_ranks_needs_a_process_group():
+    """Over real ranks: tests/distributed/test_siglip.py."""
+    loss = ours.SigLipLoss(rank=1, world_size=2)
+    with pytest.raises(
+        ValueError, match=r"rank, world_size .* no process group; received \(1, 2\)"
+    ):
+        loss(*features(0, 4, 3), 1.0, 0.0)
 
 
 def test_an_unknown_exchange_is_refused():

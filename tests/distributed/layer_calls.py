@@ -9,13 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastssl.kernels.contrast.checks import Pairs
-from fastssl.losses import CachedStep, NTXentLoss
+from fastssl.losses import CachedStep, NTXentLoss, Ring
 from fastssl.losses import distributed as layer
 from fastssl.losses import exchange as exchange_module
 from fastssl.losses.ntxent import gathered_ntxent
-
-TWO_TOWERS = {"gather": layer.gathered_denominators, "ring": layer.ring_denominators}
-ONE_TOWER = {"gather": layer.gathered_symmetric, "ring": layer.ring_symmetric}
+from tests.distributed.models import ranks_of
 
 
 def own(x: Tensor, counts: list[int]) -> Tensor:
@@ -38,8 +36,8 @@ def two_towers(exchange, q, k, scale, counts, labels, g, h, learnt):
     for name in learnt:
         inputs[name].requires_grad_()
     labels = (own(labels[0], counts[0]), own(labels[1], counts[1]))
-    found = TWO_TOWERS[exchange](
-        *inputs.values(), group=dist.group.WORLD, pairs=Pairs("different", labels=labels),
+    found = layer.denominators_over_ranks(
+        *inputs.values(), group=ranks_of(exchange), pairs=Pairs("different", labels=labels),
         columns=h is not None,
     )  # fmt: skip
     loss = (found.rows * own(g, counts[0])).sum()
@@ -52,8 +50,8 @@ def two_towers(exchange, q, k, scale, counts, labels, g, h, learnt):
 def one_tower(exchange, keep, z, scale, counts, labels, g):
     """The same for rows against all rows."""
     mine, scale = own(z, counts).requires_grad_(), scale.clone().requires_grad_()
-    found = ONE_TOWER[exchange](
-        mine, scale, group=dist.group.WORLD, keep=keep, labels=own(labels, counts)
+    found = layer.symmetric_over_ranks(
+        mine, scale, group=ranks_of(exchange), keep=keep, labels=own(labels, counts)
     )
     kept = found.rows > -torch.inf
     (found.rows[kept] * own(g, counts)[kept]).sum().backward()
@@ -78,7 +76,7 @@ def traffic(exchange: str) -> tuple[list[int], list[int]]:
         mock.patch.object(dist, "P2POp", counted_hop),
     ):
         z = torch.randn(32, 16, requires_grad=True)
-        rows = ONE_TOWER[exchange](z, 2.0, group=dist.group.WORLD).rows
+        rows = layer.symmetric_over_ranks(z, 2.0, group=ranks_of(exchange)).rows
         forward = list(sent)
         sent.clear()
         rows.sum().backward()
@@ -99,7 +97,7 @@ def in_a_backwards_pair(z: Tensor) -> Tensor:
     groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
     rank = dist.get_rank()
     mine = z.chunk(4)[rank].clone()
-    return layer.ring_symmetric(mine, 2.0, group=groups[rank % 2]).rows
+    return layer.symmetric_over_ranks(mine, 2.0, group=Ring(groups[rank % 2])).rows
 
 
 def refusal(call: str) -> str:
@@ -107,12 +105,12 @@ def refusal(call: str) -> str:
     world, rank = dist.group.WORLD, dist.get_rank()
     z = torch.randn(4, 3, requires_grad=True)
     calls = {
-        "width": lambda: layer.gathered_symmetric(torch.ones(4, 3 + rank), 1.0, group=world),
+        "width": lambda: layer.symmetric_over_ranks(torch.ones(4, 3 + rank), 1.0, group=world),
         "empty": lambda: layer.gather_rows(torch.ones(2 * rank, 3), group=world),
-        "no group": lambda: layer.gathered_symmetric(z, 1.0, group="world"),
+        "no group": lambda: layer.symmetric_over_ranks(z, 1.0, group="world"),
         "stranger": lambda: layer.sum_over_ranks(z, group=dist.new_group([0])),
-        "twice": lambda: second_derivative(layer.gathered_symmetric(z, 1.0, group=world).rows, z),
-        "labels": lambda: layer.gathered_symmetric(z, 1.0, group=world, keep="same"),
+        "twice": lambda: second_derivative(layer.symmetric_over_ranks(z, 1.0, group=world).rows, z),
+        "labels": lambda: layer.symmetric_over_ranks(z, 1.0, group=world, keep="same"),
         "temperature": lambda: NTXentLoss(0.0, group=world)(z, z),
         "one view": lambda: NTXentLoss(group=world)(z),
         "shapes": lambda: NTXentLoss(group=world)(z, z[:2]),

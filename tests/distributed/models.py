@@ -10,9 +10,12 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastssl import losses
-from fastssl.losses import Options
+from fastssl.losses import Options, Ring
+from fastssl.losses.exchange import Group
 
 IN, OUT, CLASSES = 7, 6, 4
 
@@ -79,6 +82,7 @@ CASES: dict[str, tuple[Make, Call]] = {
         lambda group: losses.CLIPLoss(3.0, options=Options(margin=0.1, smoothing=0.1), group=group),
         paired,
     ),
+    "SigLIP": (lambda group: losses.SigLIPLoss(3.0, -1.0, group=group), paired),
     "SupCon": (lambda group: losses.SupConLoss(learnt(), group=group), stacked),
     "SupCon-in": (lambda group: losses.SupConLoss(learnt(), form="in", group=group), stacked),
     "SupCon-views": (lambda group: losses.SupConLoss(learnt(), group=group), with_views),
@@ -101,7 +105,7 @@ PAPERS = ("NTXent", "InfoNCE", "MoCo", "CLIP", "SupCon", "DISSL")
 class Model(nn.Module):
     """Encoder, a head on one of two views, and the loss with what it learns."""
 
-    def __init__(self, name: str, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, name: str, group: Group | None = None) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.encoder = nn.Sequential(nn.Linear(IN, 9), nn.Tanh(), nn.Linear(9, OUT))
@@ -156,10 +160,48 @@ def train(model: nn.Module, shares: list[tuple[Tensor, ...]]) -> dict:
     return {"losses": torch.stack(values), "gradients": gradients, "weights": weights}
 
 
-def train_as_rank(names: list[str], counts: list[int], num_steps: int) -> dict[str, dict]:
-    """The same with DDP on this rank's rows of every batch, for one loss after another."""
+def ranks_of(exchange: str) -> Group:
+    """All ranks of the world, by the name of how their rows travel."""
+    world = dist.group.WORLD
+    return {"gather": world, "ring": Ring(world)}[exchange]
+
+
+def own_rows(counts: list[int]) -> slice:
+    """This rank's rows of a batch."""
     first = sum(counts[: dist.get_rank()])
-    mine = slice(first, first + counts[dist.get_rank()])
+    return slice(first, first + counts[dist.get_rank()])
+
+
+def train_as_rank(
+    names: list[str], counts: list[int], num_steps: int, exchange: str
+) -> dict[str, dict]:
+    """The same with DDP on this rank's rows of every batch, for one loss after another."""
+    mine = own_rows(counts)
     shares = [tuple(x[mine] for x in batch) for batch in batches(num_steps, sum(counts))]
     wrapped = nn.parallel.DistributedDataParallel
-    return {name: train(wrapped(Model(name, dist.group.WORLD)), shares) for name in names}
+    return {name: train(wrapped(Model(name, ranks_of(exchange))), shares) for name in names}
+
+
+def largest_tensors(names: list[str], counts: list[int], exchange: str) -> dict[str, int]:
+    """Numbers in the largest tensor that a step on this rank's rows makes, per loss."""
+    share = tuple(x[own_rows(counts)] for x in batches(1, sum(counts))[0])
+    sizes = {}
+    for name in names:
+        model, largest = Model(name, ranks_of(exchange)), Largest()
+        with largest:
+            model(*share).backward()
+        sizes[name] = largest.numbers
+    return sizes
+
+
+class Largest(TorchDispatchMode):
+    """Watches what operators return."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            if isinstance(x, Tensor):
+                self.numbers = max(self.numbers, x.numel())
+        return found

@@ -145,4 +145,4 @@ def test_a_rank_outside_the_group_is_refused(two):
 
 def test_a_group_without_a_world_is_refused():
     with pytest.raises(ValueError, match="without torch.distributed.init_process_group"):
-        layer.gathered_symmetric(torch.ones(2, 2), 1.0, group=None)
+        layer.symmetric_over_ranks(torch.ones(2, 2), 1.0, group=None)

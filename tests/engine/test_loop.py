@@ -108,13 +108,27 @@ def test_the_loader_is_closed_however_the_run_ends(toy, tmp_path, monkeypatch):
 def test_the_log_has_every_number_that_was_promised(toy, undisturbed):
     lines = undisturbed[2]["metrics"]
     trained = [line for line in lines if "loss" in line]
-    assert [line["step"] for line in trained] == list(range(2, 25, 2))
+    assert [line["step"] for line in trained] == [1, *range(2, 25, 2)]
     assert {"loss", "lr", "grad_norm", "positive", "skipped", "epoch"} <= trained[0].keys()
     assert [line["step"] for line in lines if "readout" in line] == [4, 8, 12, 16, 20, 24]
     monitored = [line["monitor"] for line in lines if "monitor" in line]
     assert monitored[0].keys() == {"feature_std", "rankme", "uniformity", "alignment"}
-    wall = json.loads((undisturbed[0] / "metrics.jsonl").read_text().splitlines()[1])["wall"]
+    wall = json.loads((undisturbed[0] / "metrics.jsonl").read_text().splitlines()[0])["wall"]
     assert {"seconds", "views_per_second", "data_wait"} == wall.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "slow", "times"), [("folder", 1e9, 1), ("folder", 0.0, 0), ("toy", 1e9, 0)]
+)
+def test_a_slow_run_over_a_folder_says_once_what_is_faster(
+    toy, tmp_path, monkeypatch, kind, slow, times
+):
+    monkeypatch.setattr("fastssl.engine.pace.SLOW", slow)
+    source, said = toy.ToySource(), io.StringIO()
+    source.kind = kind
+    toy.train(tmp_path / "run", source=source, console=Console(said), image_size=96)
+    assert said.getvalue().count("a smaller --image-size or --backbone convnet is faster") == times
+    assert said.getvalue().count("views/s at --image-size 96") == times
 
 
 def test_the_result_tells_throughput_and_data_wait_truly(toy, tmp_path):

@@ -18,6 +18,7 @@ from fastssl.kernels.ntxent.configs import serving
 TILES = {
     "ntxent": {"forward", "backward", "weights"},
     "contrast": {"rows", "columns", "mean", "pull", "weights"},
+    "sigmoid_pairs": {"rows", "weights"},
 }
 
 

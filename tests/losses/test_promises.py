@@ -23,7 +23,7 @@ def test_the_page_of_features_is_what_the_checks_say():
 def test_a_broken_loss_is_not_listed_as_sound():
     case = next(case for case in spec.CASES if case.name == "dcl_loss")
 
-    def half_of_the_gradient(embeddings, knob, reduction="mean"):
+    def half_of_the_gradient(embeddings, knob, reduction="mean", group=None):
         loss = case.call(embeddings, knob, reduction)
         return (loss + loss.detach()) / 2
 
@@ -31,6 +31,18 @@ def test_a_broken_loss_is_not_listed_as_sound():
     assert features.reduces(broken)
     assert not features.gradchecks(broken)
     assert not features.learns_its_knob(broken)
+    assert not features.differentiates_forward(broken)
+
+
+def test_a_loss_that_forgets_its_group_is_not_listed_as_joining_ranks():
+    case = next(case for case in spec.CASES if case.name == "dcl_loss")
+
+    def each_for_himself(embeddings, knob, reduction="mean", group=None):
+        loss = case.call(embeddings, knob, reduction, group)
+        return loss if group is None else loss.detach() + 2 * (loss - loss.detach())
+
+    broken = spec.Case(case.loss, "broken", case.names, each_for_himself)
+    assert not features.joins_ranks(broken)
 
 
 def test_reading_a_value_does_not_survive_the_compiler():

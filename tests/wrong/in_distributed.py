@@ -7,6 +7,7 @@ from tests.wrong.mutant import Mutant
 LAYER = "fastssl/losses/distributed.py"
 ONE_BATCH = "tests/distributed/test_one_batch.py"
 TRAINED = f"{ONE_BATCH}::test_ranks_train_like_one_process_on_the_whole_batch"
+COMPAT = "tests/distributed/test_compat.py"
 CACHED = "fastssl/losses/cached.py"
 CACHED_TESTS = "tests/losses/test_cached.py"
 FIT = "tests/distributed/test_fit.py"
@@ -51,9 +52,48 @@ MUTANTS = (
     Mutant(
         "self-pairs-of-other-ranks",
         LAYER,
-        "first = sum(counts[: dist.get_rank(group)])",
+        "first = sum(counts[: dist.get_rank(process_group(group))])",
         "first = 0",
         (f"{TRAINED}[two-NTXent]",),
+    ),
+    Mutant(
+        "ring-of-class-sums-keeps-its-gradient-at-home",
+        "fastssl/losses/classes.py",
+        "return _met(key_ids_K, grad_ND, query_ids_N, ctx.group), None, None, None",
+        "return _table(grad_ND, key_ids_K, query_ids_N, None), None, None, None",
+        (
+            f"{ONE_BATCH}::test_a_ring_of_ranks_trains_like_one_process_on_the_whole_batch[two-SupCon]",
+        ),
+    ),
+    Mutant(
+        "ring-gathers",
+        "fastssl/losses/exchange.py",
+        "        return RoundTrip(group.group, counts)\n",
+        "        return AllGather(group.group, counts)\n",
+        (
+            "tests/distributed/test_layer.py::test_the_ring_moves_rows_and_two_numbers_and_never_a_gradient",
+        ),
+    ),
+    Mutant(
+        "clip-without-gathered-gradient-trains-at-full-scale",
+        "fastssl/compat/clip_over_ranks.py",
+        "return grad / ctx.parts, None",
+        "return grad, None",
+        (f"{COMPAT}::test_clip_over_ranks_in_every_mode",),
+    ),
+    Mutant(
+        "clip-scale-gets-a-share-of-the-whole-loss",
+        "fastssl/compat/clip_over_ranks.py",
+        "return sum_over_ranks(grad, group=ctx.group) / num_ranks(ctx.group), None",
+        "return grad, None",
+        (f"{COMPAT}::test_clip_over_ranks_in_every_mode",),
+    ),
+    Mutant(
+        "lightlys-bank-takes-the-keys-of-one-rank",
+        "fastssl/compat/lightly.py",
+        "            batch_ND = gather_rows(batch_ND, group=group)\n",
+        "            pass\n",
+        (f"{COMPAT}::test_lightlys_bank_takes_the_keys_of_all_ranks",),
     ),
     Mutant(
         "cached-step-draws-anew",

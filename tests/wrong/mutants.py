@@ -11,12 +11,14 @@ from tests.wrong import (
     in_kernels,
     in_losses,
     in_science,
+    in_sigmoid_pairs,
     in_soft_targets,
 )
 
 MUTANTS = in_kernels.MUTANTS + in_losses.MUTANTS + in_engine.MUTANTS + in_science.MUTANTS
 MUTANTS += in_distributed.MUTANTS + in_compat.MUTANTS + in_soft_targets.MUTANTS
 MUTANTS += in_augment.MUTANTS + in_data.MUTANTS
+MUTANTS += in_sigmoid_pairs.MUTANTS
 
 # One per room, quick to run: these are planted in the default suite too.
 SAMPLE = (

@@ -33,6 +33,7 @@ def copied(folder, library):
     shutil.copytree(ROOT / "kernels", folder / "fastssl" / "kernels", ignore=caches)
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=caches)
     shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=caches)
+    shutil.copytree(ROOT / "docs", folder / "docs")  # a page that is missing would catch any bug
     shutil.copy2(ROOT / "pyproject.toml", folder)
     if not library:
         for compiled in (folder / "fastssl" / "kernels").glob("*.so"):
