@@ -1,12 +1,11 @@
 """Policies for waveforms: which operators run, in which order, with which parameters.
 
-``mtslvr``     Heggan et al. 2023 (arXiv:2305.17191), their aug_params.yaml: k ~ U{1..7} operators in
-               random order, the same for all views; the parameters are drawn per view.
-``clar``       Al-Tahan and Mohsenzadeh 2021 (arXiv:2010.09542): the same ranges (MT-SLVR has them from
-               there); each view draws an ordered pair of operators of its own (our reading).
-``amortised-audio``  four groups of operators, each on or off by a bit (Chavhan et al. 2023, whose
-               audio groups are not published: these are ours); per view, all operators of the groups
-               that are on can be drawn.
+mtslvr           Heggan et al. 2023 (arXiv:2305.17191), their aug_params.yaml: k ~ U{1..7} operators
+                 in random order, the same for all views; parameters are drawn per view.
+clar             Al-Tahan and Mohsenzadeh 2021 (arXiv:2010.09542): the same ranges (MT-SLVR has them
+                 from there); an ordered pair of operators per view, our reading of their study.
+amortised-audio  four groups of operators, each switched by a bit (Chavhan et al. 2023, whose audio
+                 groups are not published: these are ours), drawn per view.
 """
 
 # shapes: N samples, V views, K operators, G groups

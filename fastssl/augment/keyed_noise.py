@@ -1,8 +1,8 @@
 """Coloured noise that is a pure function of a key per clip, the same numbers on every device.
 
-The spectrum is drawn and transformed once: X_k = m_k (u_k + i v_k), u and v uniform in [-1, 1), from
-a 32-bit counter hash (Wellons' lowbias32) of the bin and the key; over thousands of bins the samples
-are Gaussian. m_k = (1 + k (sqrt(K) - 1)/K)^-decay over the K bins up to Nyquist, K = rate/2 in Hz:
+The spectrum is drawn and transformed once: X_k = m_k (u_k + i v_k), u and v uniform in [-1, 1),
+from a 32-bit counter hash (Wellons' lowbias32) of the bin and the key; over thousands of bins the
+samples are Gaussian. m_k = (1 + k (sqrt(K) - 1)/K)^-decay over the K bins; for one second it is
 the curve of torch-audiomentations, from which MT-SLVR takes its noises. No constant part.
 """
 

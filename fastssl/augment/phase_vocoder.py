@@ -46,7 +46,9 @@ def stretch(
         keep = None if cutoff_R is None else cutoff_R[rows]
         spectrum_RFB = _spectrogram(x_RT[place])
         if keep is not None:  # what goes to zero anyway is not computed
-            spectrum_RFB = spectrum_RFB[..., : math.ceil(keep.max() * (N_FFT // 2)) + 1].contiguous()
+            spectrum_RFB = spectrum_RFB[
+                ..., : math.ceil(keep.max() * (N_FFT // 2)) + 1
+            ].contiguous()
         frames_GB = _advance(spectrum_RFB, rate_R[rows], count_R[rows], keep)
         piece = _overlap_add(frames_GB, count_R[rows])[:, : y_RL.shape[1]]
         y_RL[place, : piece.shape[1]] = piece

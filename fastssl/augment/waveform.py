@@ -5,7 +5,8 @@ together, and no others are touched; pitch shift and time stretch wait until not
 so that the vocoder, which costs most, sees few and large batches.
 """
 
-# shapes: V views, N samples, R = V N clips (or those that one operator takes), T samples, K operators
+# shapes: V views, N samples, R = V N clips (or those that one operator takes), T samples,
+#         K operators
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -16,10 +17,9 @@ from torch import Tensor
 
 from fastssl.augment import phase_vocoder
 from fastssl.augment.keyed_noise import add_noise
-from fastssl.augment.waveform_table import FADE_SHAPES, OPERATORS, VALUES, WaveformTable
+from fastssl.augment.waveform_table import FADE_SHAPES, OPERATORS, WaveformTable
 
 _SLOW = (OPERATORS.index("pitch_shift"), OPERATORS.index("time_stretch"))
-Values = Callable[[str], Tensor]  # one column of the table for the clips at hand, on their device
 
 
 def augment_waveforms(x_NT: Tensor, table: WaveformTable) -> Tensor:
@@ -54,7 +54,7 @@ def schedule(steps_RK: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """(operator, clips) in an order that keeps each clip's own: ready clips run together."""
     position_R = np.zeros(len(steps_RK), dtype=np.int64)
     padded_RK = np.pad(steps_RK, ((0, 0), (0, 1)), constant_values=-1)
-    groups = []
+    groups: list[tuple[int, np.ndarray]] = []
     while True:
         next_R = padded_RK[np.arange(len(steps_RK)), position_R]
         waiting = np.bincount(next_R[next_R >= 0], minlength=len(OPERATORS))

@@ -13,9 +13,11 @@ from fastssl.data.spirograph import SpirographSource
 
 if TYPE_CHECKING:
     from fastssl.augment.policy import Policy
+    from fastssl.data.audio_folder import AudioFolderSource
     from fastssl.data.folder import Backend, FolderSource
+    from fastssl.data.tones import TonesSource
 
-EMBEDDED = ("spirograph",)
+EMBEDDED = ("spirograph", "tones")
 
 
 def open_source(
@@ -31,8 +33,8 @@ def open_source(
     policy: Policy | None = None,
     backend: Backend = "auto",
     scan_budget_s: float | None = None,
-) -> SpirographSource | FolderSource:
-    """The source that ``--data`` names: "spirograph", or a path to a folder of images.
+) -> SpirographSource | FolderSource | TonesSource | AudioFolderSource:
+    """The source that ``--data`` names: "spirograph", "tones", or a folder of images or of sounds.
 
     ``cache_dir`` (inside the run folder) keeps what the header check found; None keeps nothing.
     ``max_bad``, ``policy``, ``workers`` and ``backend`` matter to folders alone: files that cannot
@@ -41,9 +43,20 @@ def open_source(
     check of the files, for a source that only a plan is made of.
     Raises ValueError naming --data for anything that cannot be trained on.
     """
+    from fastssl.data.audio_views import AudioViews
+
+    if data == "tones":
+        from fastssl.data.tones import TonesSource
+
+        return TonesSource(seed=seed, views=AudioViews(num_views=num_views))
     if data in EMBEDDED:
         return SpirographSource(seed=seed, image_size=image_size, num_views=num_views)
     _refuse_unknown(data)
+    from fastssl.data.audio_folder import AudioFolderSource, holds_sounds
+
+    if holds_sounds(data):
+        views = AudioViews(num_views=num_views)
+        return AudioFolderSource(Path(data), views=views, workers=workers, max_bad=max_bad)
     from fastssl.data.folder import FolderSource  # PIL and torchvision only where needed
 
     return FolderSource(

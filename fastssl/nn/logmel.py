@@ -91,7 +91,7 @@ class MelMagnitudePhase(LogMel):
 
 
 def mel_filterbank(*, sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
-    """(B, M) float64 triangles, equally spaced in mel = 2595 log10(1 + f/700), from 0 to Nyquist."""
+    """(B, M) float64 triangles, equally spaced in 2595 log10(1 + f/700) from 0 to Nyquist."""
     frequency_B = np.linspace(0, sample_rate // 2, n_fft // 2 + 1)
     top = 2595 * math.log10(1 + (sample_rate // 2) / 700)
     corner = 700 * (10 ** (np.linspace(0, top, n_mels + 2) / 2595) - 1)
