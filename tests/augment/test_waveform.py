@@ -1,4 +1,4 @@
-"""Operators equal torchaudio's, tables are pure, and only the clips whose bit is set are touched."""
+"""Operators equal torchaudio's, tables are pure, and only clips whose bit is set are touched."""
 
 # shapes: V views, N samples, T samples of a clip, K operators
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.wrong import (
+    in_audio,
     in_compat,
     in_distributed,
     in_engine,
@@ -13,7 +14,7 @@ from tests.wrong import (
 )
 
 MUTANTS = in_kernels.MUTANTS + in_losses.MUTANTS + in_engine.MUTANTS + in_science.MUTANTS
-MUTANTS += in_distributed.MUTANTS + in_compat.MUTANTS + in_soft_targets.MUTANTS
+MUTANTS += in_distributed.MUTANTS + in_compat.MUTANTS + in_soft_targets.MUTANTS + in_audio.MUTANTS
 
 # One per room, quick to run: these are planted in the default suite too.
 SAMPLE = (
