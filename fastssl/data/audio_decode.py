@@ -21,7 +21,6 @@ from torch import Tensor
 from fastssl.data.decode import read
 from fastssl.data.headers import BadFile
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 _DALI_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG")
 _CROSSINGS = 16  # of the sinc on each side
 _LONGEST_S = 3600.0  # a longer file is refused rather than held in memory

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from fastssl.augment import keyed
 from fastssl.data.audio_decode import (
-    EXTENSIONS,
     AudioHeader,
     DaliAudio,
     check_audio,
@@ -36,8 +35,8 @@ from fastssl.data.decode import read
 from fastssl.data.folder_labels import Split, find_split, labelled_indices
 from fastssl.data.headers import BadFile
 from fastssl.data.prefetch import Prefetcher
-from fastssl.data.scan import EXTENSIONS as IMAGES
 from fastssl.data.scan import find_files, printable
+from fastssl.data.sounds import EXTENSIONS
 
 Backend = Literal["auto", "dali", "soundfile"]
 _REFILLS = 64  # candidates for one slot; after them the files in turn
@@ -255,16 +254,6 @@ class AudioFolderSource:
             return self.views.clean(torch.stack([self._cropped(s, 0.5) for s in sounds]))
 
         return Labelled(classes, "classification", self._split.classes, render)
-
-
-def holds_sounds(root: str) -> bool:
-    """Whether the first image or sound by name below ``root`` is a sound; reads no file."""
-    for _, subfolders, files in os.walk(root, followlinks=True):
-        subfolders.sort()
-        for name in sorted(files):
-            if name.lower().endswith((*EXTENSIONS, *IMAGES)):
-                return name.lower().endswith(EXTENSIONS)
-    return False
 
 
 def _content(path: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastssl.data.sounds import holds_sounds, open_sounds
 from fastssl.data.spirograph import SpirographSource
 
 if TYPE_CHECKING:
@@ -43,20 +44,11 @@ def open_source(
     check of the files, for a source that only a plan is made of.
     Raises ValueError naming --data for anything that cannot be trained on.
     """
-    from fastssl.data.audio_views import AudioViews
-
-    if data == "tones":
-        from fastssl.data.tones import TonesSource
-
-        return TonesSource(seed=seed, views=AudioViews(num_views=num_views))
+    if data == "tones" or holds_sounds(data):
+        return open_sounds(data, seed=seed, num_views=num_views, workers=workers, max_bad=max_bad)
     if data in EMBEDDED:
         return SpirographSource(seed=seed, image_size=image_size, num_views=num_views)
     _refuse_unknown(data)
-    from fastssl.data.audio_folder import AudioFolderSource, holds_sounds
-
-    if holds_sounds(data):
-        views = AudioViews(num_views=num_views)
-        return AudioFolderSource(Path(data), views=views, workers=workers, max_bad=max_bad)
     from fastssl.data.folder import FolderSource  # PIL and torchvision only where needed
 
     return FolderSource(

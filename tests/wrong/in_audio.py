@@ -45,5 +45,6 @@ MUTANTS = (
     _audio("crop-does-not-move", "data/audio_folder", "begin = int(place *", "begin = int(0 *",
            FOLDER),
     _audio("a-cut-file-counts-as-whole", "data/audio_decode",
-           "found != header.rate or len(sample_LC) < header.frames", "found != header.rate", FOLDER),
+           "found != header.rate or len(sample_LC) < header.frames", "found != header.rate",
+           FOLDER),
 )  # fmt: skip
