@@ -104,7 +104,8 @@ def _spectrogram(x_RT: Tensor) -> Tensor:
     """(R, F, B) complex: torch.stft's, frames before bins, and two frames of zeros behind."""
     padded_RT = nnf.pad(x_RT[:, None], (N_FFT // 2, N_FFT // 2), mode="reflect")[:, 0]
     frames = padded_RT.unfold(1, N_FFT, HOP) * _window(x_RT.dtype, x_RT.device)
-    return nnf.pad(torch.fft.rfft(frames), (0, 0, 0, 2)) + _TINY
+    frames[..., 0] = _TINY  # where the window is 0: a pulse there adds as much to every bin
+    return nnf.pad(torch.fft.rfft(frames), (0, 0, 0, 2), value=_TINY)
 
 
 def _advance(
