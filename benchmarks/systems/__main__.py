@@ -1,4 +1,4 @@
-"""``python -m benchmarks.systems {startup,loader,step} [--threads 2] [--json FILE] [--quick]``.
+"""``python -m benchmarks.systems NAME [--threads 2] [--json FILE] [--quick]``: see SYSTEMS.
 
 Ends with one line per target, where there are targets, and exits 1 if any is short.
 """
@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-SYSTEMS = ("startup", "loader", "step")
+SYSTEMS = ("startup", "loader", "step", "audio")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastssl.augment.waveform_table import WaveformTable
 from fastssl.kernels.augment.table import Table
 
 
@@ -26,6 +27,8 @@ class Drawn:
     base: tuple[Tensor, ...] = ()  # V views (N, 3, S, S) from before the stages of ``alpha``
     object_NT: Tensor | None = None  # columns spirograph.TARGETS
     nuisance_VNA: Tensor | None = None  # columns spirograph.NUISANCES
+    waveforms: WaveformTable | None = None  # of sounds
+    class_N: Tensor | None = None  # int64: the class of each sample, where the data have them
 
     def value(self, name: str) -> Tensor:
         """(V, N): one value of the image table for the views of all groups."""
@@ -49,6 +52,8 @@ class Drawn:
             base=tuple(view[chosen_n] for view in self.base),
             object_NT=None if self.object_NT is None else self.object_NT[chosen_n],
             nuisance_VNA=None if nuisance is None else nuisance[:, chosen_n],
+            waveforms=None if self.waveforms is None else self.waveforms.rows(chosen_n),
+            class_N=None if self.class_N is None else self.class_N[chosen_n],
         )
 
     def views(self, chosen_v: Tensor) -> Drawn:
@@ -71,6 +76,6 @@ class Drawn:
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, tuple):
         return tuple(_moved(item, device) for item in value)
-    if isinstance(value, Table):
+    if isinstance(value, Table | WaveformTable):
         return value.to(device)
     return value if value is None else value.to(device, non_blocking=True)

@@ -51,7 +51,7 @@ def scan(
     With ``budget_s`` it only looks around: that long at most for the names, half of it for headers.
     """
     folder = os.fspath(root)
-    candidates, closed, complete = find_images(folder, until=_deadline(budget_s))
+    candidates, closed, complete = find_files(folder, EXTENSIONS, until=_deadline(budget_s))
     found = check_all(
         folder, candidates, workers=workers, cache_dir=cache_dir, budget_s=budget_s and budget_s / 2
     )
@@ -89,12 +89,12 @@ def check_all(
     )
 
 
-def find_images(
-    root: str, *, until: float = math.inf
+def find_files(
+    root: str, extensions: tuple[str, ...], *, until: float = math.inf
 ) -> tuple[list[str], list[tuple[str, str]], bool]:
-    """Paths below ``root`` named like images (case ignored), sorted; (folder, reason) of those that
-    cannot be opened; and whether all was seen before the monotonic time ``until``. Links are
-    followed, each folder once; hidden entries are left out."""
+    """Paths below ``root`` so named (case ignored), sorted; (folder, reason) of those that cannot
+    be opened; and whether all was seen before the monotonic time ``until``. Links are followed,
+    each folder once; hidden entries are left out."""
     found: list[str] = []
     closed: list[tuple[str, str]] = []
     seen: set[tuple[int, int]] = set()
@@ -114,7 +114,7 @@ def find_images(
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         below = os.path.relpath(folder, root)
         for name in (*files, *subfolders):
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+            if name.lower().endswith(extensions) and not name.startswith("."):
                 found.append(name if below == os.curdir else os.path.join(below, name))
     return sorted(found), closed, True
 

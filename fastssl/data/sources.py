@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastssl.data.sounds import holds_sounds, open_sounds
 from fastssl.data.spirograph import SpirographSource
 
 if TYPE_CHECKING:
     from fastssl.data.arrays import ArraySource
+    from fastssl.data.audio_folder import AudioFolderSource
     from fastssl.data.encoded import Backend, EncodedSource
     from fastssl.data.maker import Decoded
+    from fastssl.data.tones import TonesSource
 
-EMBEDDED = ("spirograph",)
+EMBEDDED = ("spirograph", "tones")
 FORMS = (
-    "a folder of images, tar shards ('DIR/shard-{000..009}.tar' or a folder of them), an array "
-    "file (.npy, .npz, .safetensors), torchvision:NAME:FOLDER"
+    "a folder of images or of sounds, tar shards ('DIR/shard-{000..009}.tar' or a folder of them), "
+    "an array file (.npy, .npz, .safetensors), torchvision:NAME:FOLDER"
 )
 
 
@@ -37,8 +40,8 @@ def open_source(
     backend: Backend = "auto",
     decoded: Decoded = "whole",
     scan_budget_s: float | None = None,
-) -> SpirographSource | EncodedSource | ArraySource:
-    """The source that ``--data`` names: "spirograph", or one of ``FORMS``.
+) -> SpirographSource | EncodedSource | ArraySource | TonesSource | AudioFolderSource:
+    """The source that ``--data`` names: "spirograph", "tones", or one of ``FORMS``.
 
     ``augment`` names the policy that views are drawn from; None: spirograph, or simclr for images.
     ``device`` is where batches will be wanted: on CUDA, DALI decodes there and arrays live there.
@@ -49,6 +52,8 @@ def open_source(
     plan is made of.
     Raises ValueError naming --data or --augment for what cannot be trained on.
     """
+    if data == "tones" or holds_sounds(data):
+        return open_sounds(data, seed=seed, num_views=num_views, workers=workers, max_bad=max_bad)
     if data in EMBEDDED:
         return SpirographSource(
             seed=seed, image_size=image_size, num_views=num_views, augment=augment or data

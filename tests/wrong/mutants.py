@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.wrong import (
+    in_audio,
     in_augment,
     in_compat,
     in_data,
@@ -19,6 +20,7 @@ MUTANTS = in_kernels.MUTANTS + in_losses.MUTANTS + in_engine.MUTANTS + in_scienc
 MUTANTS += in_distributed.MUTANTS + in_compat.MUTANTS + in_soft_targets.MUTANTS
 MUTANTS += in_augment.MUTANTS + in_data.MUTANTS
 MUTANTS += in_sigmoid_pairs.MUTANTS
+MUTANTS += in_audio.MUTANTS
 
 # One per room, quick to run: these are planted in the default suite too.
 SAMPLE = (

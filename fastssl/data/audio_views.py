@@ -1,0 +1,71 @@
+"""From clips to a batch: the policy's table, the views of the waveforms, the front end's images."""
+
+# shapes: N clips, V views, T samples, C channels, M mel bands, F frames
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastssl.augment.audio_policies import AUDIO_POLICIES, AudioPolicy, draw_waveforms
+from fastssl.augment.drawn import Drawn
+from fastssl.augment.waveform import augment_waveforms
+from fastssl.data.batch import Batch
+from fastssl.nn.logmel import LogMel
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioViews:
+    """How clips become views; ``front`` turns (N, T) into (N, C, M, F)."""
+
+    policy: AudioPolicy = AUDIO_POLICIES["mtslvr"]
+    num_views: int = 2
+    front: nn.Module = field(default_factory=LogMel)
+    sample_rate: int = 16_000
+    seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_views < 1:
+            raise ValueError(f"num_views must be at least 1, got {self.num_views}")
+        if self.samples <= 1024:
+            raise ValueError(
+                f"seconds: expected more than {1024 / self.sample_rate:g} at "
+                f"{self.sample_rate} Hz, received {self.seconds:g}"
+            )
+
+    @property
+    def samples(self) -> int:
+        """Samples of one clip."""
+        return round(self.seconds * self.sample_rate)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, M, F) of one clip in front of the encoder."""
+        channels, bands, frames = self.clean(torch.zeros(1, self.samples))[0].shape
+        return channels, bands, frames
+
+    @torch.no_grad()
+    def clean(self, x_NT: Tensor) -> Tensor:
+        """(N, C, M, F) of clips as they are."""
+        return self.front.to(x_NT.device)(x_NT)
+
+    @torch.no_grad()
+    def batch(
+        self, x_NT: Tensor, *, slot_N: np.ndarray, index_N: np.ndarray, seed: int, epoch: int
+    ) -> Batch:
+        """The views of clips (N, T) on their device, their table as ``table.waveforms``.
+
+        ``slot_N`` keys the draws, ``index_N`` says which samples the clips are: they differ where
+        one clip stands in for another.
+        """
+        table = draw_waveforms(
+            self.policy, seed=seed, epoch=epoch, index_N=slot_N, num_views=self.num_views
+        )
+        views = tuple(self.clean(view_NT) for view_NT in augment_waveforms(x_NT, table))
+        index = torch.from_numpy(np.ascontiguousarray(index_N)).to(x_NT.device)
+        labels_VNO = table.labels().to(torch.int8)
+        bits_K, corner = torch.zeros(0), torch.tensor(0)
+        drawn = Drawn(labels_VNO=labels_VNO, bits_K=bits_K, corner=corner, waveforms=table)
+        return Batch(views, index, drawn)

@@ -1,0 +1,118 @@
+"""Tones: the published equations, independent factors, keyed and restartable batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastssl.data import tones
+from fastssl.data.sources import open_source
+from fastssl.data.tones import FACTORS
+
+CPU = torch.device("cpu")
+
+
+def clips(*, timbre=0, pitch=9, octave=1, envelope=2, modulation=0, noise=0, count=1, seed=0):
+    factor_NK = np.array([[timbre, pitch, octave, envelope, modulation, noise]] * count)
+    index_N = np.arange(count)
+    return tones.draw_clips(factor_NK, seed=seed, epoch=0, index_N=index_N).double()
+
+
+def spectrum(x_T: torch.Tensor) -> np.ndarray:
+    return torch.fft.rfft(x_T[4000:12_000] * torch.hann_window(8000)).abs().numpy()  # 2 Hz a bin
+
+
+@pytest.mark.parametrize(("pitch", "octave"), [(9, 1), (0, 0), (11, 2)])
+def test_a_tone_has_its_pitch(pitch, octave):
+    expected = 440 * 2 ** (octave - 1 + (pitch - 9) / 12)
+    for x_T in clips(pitch=pitch, octave=octave, count=3):
+        hertz = np.argmax(np.abs(np.fft.rfft(x_T[4000:12_000], 1 << 18))) * 16_000 / (1 << 18)
+        assert abs(1200 * np.log2(hertz / expected)) < 21  # detuned by 20 cents at most
+
+
+def test_timbres_have_their_harmonics():
+    for timbre, law in enumerate((None, lambda h: 1 / h, lambda h: (h % 2) / h)):
+        size = spectrum(clips(timbre=timbre, pitch=0, octave=0)[0])
+        base = int(np.argmax(size[:100]))
+        harmonic = [np.linalg.norm(size[h * base - 8 : h * base + 9]) for h in range(1, 7)]
+        wanted = [1, 0, 0, 0, 0, 0] if law is None else [law(h) for h in range(1, 7)]
+        assert np.abs(np.array(harmonic) / harmonic[0] - wanted).max() < 0.02, timbre
+
+
+def test_horners_rule_is_the_sum_of_sines():
+    unit_NH = np.random.default_rng(0).random((2, 16))
+    time_T = torch.arange(2000, dtype=torch.float64) / 16_000
+    hertz_N = np.array([200.0, 433.3])
+    turned_NH = unit_NH * np.exp(1j * (2 * np.pi * unit_NH - np.pi / 2))
+    got = tones._carrier(time_T, hertz_N, turned_NH, np.array([0, 1]))
+    for n in range(2):
+        wave = np.sin(2 * np.pi * 5.5 * time_T.numpy()) / (2 * np.pi * 5.5)
+        theta = 2 * np.pi * hertz_N[n] * (time_T.numpy() + n * (2 ** (40 / 1200) - 1) * wave)
+        expected = sum(
+            unit_NH[n, h] * np.sin((h + 1) * theta + 2 * np.pi * unit_NH[n, h]) for h in range(16)
+        )
+        assert np.abs(got[n].numpy() - expected).max() < 1e-4
+
+
+def test_noise_envelope_and_modulation_are_heard():
+    quiet, loud = (clips(noise=n)[0] for n in (0, 2))
+    floor = [np.median(spectrum(x)) / spectrum(x).max() for x in (quiet, loud)]
+    assert 20 < floor[1] / floor[0] < 50  # 30 dB
+    energy = [clips(envelope=e)[0].view(10, 1600).square().mean(1) for e in range(4)]
+    assert (energy[0].diff() < 0).all() and energy[1][9] > 10 * energy[1][1]
+    assert (energy[3].max() / energy[3].min()) > 100  # pulses
+    beat = clips(modulation=2)[0].square().view(100, 160).mean(1).log()
+    assert beat[20:80].std() > 3 * clips()[0].square().view(100, 160).mean(1).log()[20:80].std()
+
+
+def test_factors_are_uniform_and_independent():
+    factor_NK = tones.draw_factors(np.arange(20_000), seed=0, split="train")
+    for column, classes in zip(factor_NK.T, FACTORS.values(), strict=True):
+        share = np.bincount(column, minlength=len(classes)) / len(column)
+        assert len(share) == len(classes) and np.abs(share - 1 / len(classes)).max() < 0.01
+    assert np.abs(np.corrcoef(factor_NK.T) - np.eye(len(FACTORS))).max() < 0.03
+    test = tones.draw_factors(np.arange(200), seed=0, split="test")
+    assert (test != factor_NK[:200]).any(axis=1).mean() > 0.9
+
+
+def test_a_clip_depends_on_its_key_alone():
+    source = open_source("tones", seed=3)
+    one = source.clips(np.array([5, 9]), split="train", seed=1)
+    other = source.clips(np.array([9]), split="train", seed=1)
+    torch.testing.assert_close(one[1], other[0], atol=1e-6, rtol=0)
+    again = source.clips(np.array([9]), split="train", seed=1, epoch=1)
+    assert (again - other).abs().max() > 0.01
+
+
+def test_batches_are_the_same_after_a_restart_and_by_shards():
+    source = open_source("tones", seed=7)
+    assert source.image_shape == (1, 128, 32)
+    options = {"batch_size": 6, "seed": 7, "device": CPU}
+    straight = source.batches(start_step=0, **options)
+    seen = [next(straight) for _ in range(3)]
+    straight.close()
+    restarted = source.batches(start_step=2, **options)
+    again = next(restarted)
+    restarted.close()
+    half = source.batches(start_step=2, shard=(1, 2), **options)
+    part = next(half)
+    half.close()
+    assert torch.equal(again.index_N, seen[2].index_N)
+    assert all(map(torch.equal, again.views, seen[2].views))
+    assert again.views[0].shape == (6, 1, 128, 32)
+    assert torch.equal(part.index_N, again.index_N[3:])
+    table = again.table.waveforms
+    assert table.labels().shape == (2, 6, 7)
+    assert torch.equal(part.table.waveforms.codes_VNC, table.codes_VNC[:, 3:])
+
+
+def test_labels_of_every_factor():
+    source = open_source("tones", seed=7)
+    for factor, classes in FACTORS.items():
+        labelled = source.labelled("test", 10, factor=factor)
+        assert labelled.names == classes and labelled.target.shape == (10,)
+    first, again = (torch.cat(list(source.labelled("test", 10).images(4))) for _ in range(2))
+    assert first.shape == (10, 1, 128, 32) and torch.equal(first, again)
+    with pytest.raises(ValueError, match="factor of timbre, .*received 'test' and 'loudness'"):
+        source.labelled("test", factor="loudness")
