@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastssl.losses import NTXentLoss
 from fastssl.methods.configs import SimCLRConfig
+from fastssl.methods.views import check_two_views
 from fastssl.nn.heads import projector
 
 
@@ -36,15 +37,15 @@ class SimCLR(nn.Module):
         self.projector = projector(int(backbone.num_features), config.projector_dims)  # type: ignore[arg-type]
         self.loss = NTXentLoss(config.temperature)
 
-    def forward(self, views: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, views: tuple[Tensor, Tensor], table: object = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views, each (N, C, S, S), whose rows are the same N samples.
 
         Both views pass the network as one batch, so that batch normalisation sees them together
         as in the paper; the order of the views does not matter.
         """
-        if len(views) != 2 or views[0].shape != views[1].shape:
-            shapes = [tuple(view.shape) for view in views]
-            raise ValueError(f"simclr: expected two views of one shape, received {shapes}")
+        check_two_views("simclr", views)
         z0_ND, z1_ND = self.projector(self.features(torch.cat(views))).chunk(2)
         similarity_N = F.cosine_similarity(z0_ND.detach(), z1_ND.detach())
         return self.loss(z0_ND, z1_ND), {"positive_similarity": similarity_N.mean()}

@@ -1,0 +1,74 @@
+"""MoCo v2 (He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297).
+
+q = g(f(x_q)),  k = g'(f'(x_k))                       f', g': exponential averages of f, g
+L = -log exp(q.k / tau) / (exp(q.k / tau) + sum_r exp(q.queue_r / tau))               eq. 1
+theta' <- m theta' + (1 - m) theta;  k joins the queue, the oldest keys leave         alg. 1
+"""
+
+# shapes: N batch, C channels, S side, D embedding, K queue
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastssl.losses import KeyQueue, MoCoLoss
+from fastssl.methods.configs import MoCoV2Config
+from fastssl.methods.views import check_two_views
+from fastssl.nn.ema import EMA
+from fastssl.nn.heads import mlp
+from fastssl.nn.split_norm import split_batch_norm
+
+
+class MoCoV2(nn.Module):
+    """Queries of one view against a momentum encoder's keys of the other and a queue of old keys.
+
+    backbone: (N, 3, S, S) -> (N, F), with F as its ``num_features``.
+    """
+
+    def __init__(self, backbone: nn.Module, config: MoCoV2Config) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = mlp(int(backbone.num_features), config.projector_dims, hidden="relu")  # type: ignore[arg-type]
+        self.keys = EMA(self._encoder())
+        split_batch_norm(self.keys, config.bn_splits)
+        self.queue = KeyQueue(config.queue_size, config.projector_dims[-1])
+        self.loss = MoCoLoss(config.temperature)
+        self.momentum = config.momentum
+        self.queries = config.queries
+
+    def forward(
+        self, views: tuple[Tensor, Tensor], table: object = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of two views (N, C, S, S); keys of this batch join the queue after."""
+        check_two_views("mocov2", views)
+        pairs = [views] if self.queries == "first" else [views, views[::-1]]
+        losses, similarities, keys = [], [], []
+        for of_query, of_key in pairs:
+            q_ND = self.projector(self.backbone(of_query))
+            k_ND = self.keys(of_key)
+            losses.append(self.loss(q_ND, k_ND, self.queue))
+            similarities.append(F.cosine_similarity(q_ND.detach(), k_ND).mean())
+            keys.append(k_ND)
+        if self.training:
+            for k_ND in keys:
+                self.queue.enqueue(k_ND)
+        loss = torch.stack(losses).mean()
+        return loss, {"positive_similarity": torch.stack(similarities).mean()}
+
+    def after_step(self, step: int, total: int) -> None:
+        """Moves the key encoder."""
+        self.keys.update(self._encoder(), momentum=self.momentum)
+
+    def features(self, x_NCSS: Tensor) -> Tensor:
+        """(N, F) representation for evaluation: the encoder's output, before the projector."""
+        return self.backbone(x_NCSS)
+
+    def chance_loss(self, num_samples: int) -> float:
+        """The loss of embeddings that are all alike: log(1 + K)."""
+        return math.log(1 + len(self.queue.rows))
+
+    def _encoder(self) -> nn.Sequential:
+        return nn.Sequential(self.backbone, self.projector)
