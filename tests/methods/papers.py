@@ -195,7 +195,12 @@ SMALL = {
     "byol": {"projector_dims": (32, 16), "predictor_hidden_dim": 24},
     "swav": {"projector_dims": (32, 16), "num_prototypes": 12, "freeze_prototypes_steps": 0},
     "dino": {
-        **{"projector_dims": (32, 32, 16), "num_outputs": 24, "freeze_outputs_steps": 0},
+        **{
+            "projector_dims": (32, 32, 16),
+            "num_outputs": 24,
+            "freeze_outputs_steps": 0,
+            "momentum": 0.9,
+        },
         **{"warmup_teacher_steps": 30, "warmup_teacher_temperature": 0.03},
     },
     "barlow": {"projector_dims": (32, 32, 12)},
