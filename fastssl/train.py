@@ -20,6 +20,7 @@ Train an encoder without labels: embedded Spirograph images by default, or a fol
 
   python -m fastssl.train --method simclr --compile
   python -m fastssl.train --method simclr --compile --data photos --image-size 96
+  python -m fastssl.train --data photos --augment mocov2 --preview 8
   python -m fastssl.train --resume --out runs/simclr-spirograph-1
   torchrun --nproc-per-node 2 -m fastssl.train --method simclr --sync-bn
 
@@ -38,11 +39,22 @@ def _main(argv: list[str]) -> int:
     run = parse(Run, argv, prog="python -m fastssl.train", text=DESCRIPTION, default=_default(argv))
     from fastssl.recipes import assemble
 
+    if run.train.preview:
+        return _preview(run)
     if run.train.dry_run:
         if os.environ.get("RANK", "0") == "0":
             print("\n".join(assemble.plan(run)))
         return 0
     return assemble.train(run)
+
+
+def _preview(run: Run) -> int:
+    _extras.check("PIL", extra="train")
+    from fastssl.recipes.preview import write_preview
+
+    if os.environ.get("RANK", "0") == "0":
+        print(write_preview(run, Path.cwd()))
+    return 0
 
 
 def _default(argv: list[str]) -> Run:
@@ -53,7 +65,7 @@ def _default(argv: list[str]) -> Run:
     out = flag_value(argv, "--out")
     if "--resume" in argv and out and (Path(out) / "config.yaml").is_file():
         run = read_run(Path(out))
-        train = replace(run.train, resume=False, overwrite=False, dry_run=False)
+        train = replace(run.train, resume=False, overwrite=False, dry_run=False, preview=0)
         return replace(run, train=train)
     method, data = flag_value(argv, "--method"), flag_value(argv, "--data")
     run = default_run(method or "simclr", data or "spirograph")

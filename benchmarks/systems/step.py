@@ -17,7 +17,7 @@ from fastssl.data.spirograph import SpirographSource
 from fastssl.engine.config import TrainConfig
 from fastssl.engine.guard import Guard
 from fastssl.engine.optim import build_optimizer
-from fastssl.engine.step import TrainStep, place, place_views
+from fastssl.engine.step import TrainStep, place, place_batch
 from fastssl.methods.configs import SimCLRConfig
 from fastssl.methods.simclr import SimCLR
 from fastssl.nn.convnet import ConvNet
@@ -72,5 +72,5 @@ def train_step(
     step = TrainStep(method, optimizer, Guard(method, CPU), device=CPU, precision="fp32")
     source = SpirographSource()
     batch = source.batch(torch.arange(batch_size).numpy(), seed=0, epoch=0)
-    views = [place_views(batch.views, CPU)]
+    views = [place_batch(batch, CPU)]
     return lambda: step(views, step=0, lr=1e-4)

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-_GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
@@ -28,10 +28,10 @@ def bits(
     (sample numbers, steps), ``stream`` names what the draw is for; different names are
     independent.
     """
-    key = _chain(int(seed) & _MASK, int(epoch) & _MASK, _stream_key(stream))
+    key = chain(seed, epoch, stream_key(stream))
     index = np.asarray(index_N)
     assert index.ndim == 1, "index_N is one-dimensional"
-    golden = np.uint64(_GOLDEN)
+    golden = np.uint64(GOLDEN)
     with np.errstate(over="ignore"):
         row_N1 = _mix(np.uint64(key) + (index.astype(np.uint64)[:, None] + np.uint64(1)) * golden)
         column_K = np.arange(1, count + 1, dtype=np.uint64) * golden
@@ -97,10 +97,11 @@ def _mix(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 @lru_cache(maxsize=4096)
-def _chain(*parts: int) -> int:
+def chain(seed: int, epoch: int, stream: int) -> int:
+    """The key, 64 bits, of all draws of a stream in an epoch; any integers, modulo 2^64."""
     key = 0
-    for part in parts:
-        word = (key * 5 + part + _GOLDEN) & _MASK
+    for part in (int(seed) & _MASK, int(epoch) & _MASK, stream):
+        word = (key * 5 + part + GOLDEN) & _MASK
         word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _MASK
         key = word ^ (word >> 31)
@@ -108,5 +109,6 @@ def _chain(*parts: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _stream_key(stream: str) -> int:
+def stream_key(stream: str) -> int:
+    """64 bits of a stream's name."""
     return int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little")

@@ -1,165 +1,148 @@
-"""The SimCLR augmentation (Chen et al. 2020, appendix A) as a table of per-sample parameters.
+"""What a policy is made of: the ranges that each view's parameters are drawn from, as data.
 
-A view is crop+resize, flip, colour, blur, normalise. Colour is one linear map of each pixel and
-of the image's mean colour m, clamped once at the end: out = A x + B m with, in this order,
-brightness b, contrast c (towards the mean grey), saturation s, hue (YIQ rotation), grey:
-  A = G H S(s) b c,  B = G H S(s) b (1-c) 1 w^T,  S(s) = s I + (1-s) 1 w^T,  w = Rec. 601 luma.
-(torchvision shuffles the order and clamps after every step; backends here share this map.)
+A policy has groups of views (one size and one set of filters each; multi-crop has two groups) and
+one corner or more. A corner says which ranges the views take; where there are several, each step
+draws one for the whole batch, as amortised invariance learning does with its invariance vector.
 """
 
-# shapes: N samples; 33 a 3x3 matrix over RGB
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from fastssl.kernels.augment.settings import Settings
+from fastssl.kernels.augment.table import STAGES
 
-from fastssl.augment import keyed
+OPERATORS = ("crop", *STAGES)
+"""What an operator label tells: columns of ``Drawn.labels_VNO``."""
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+UNIT = (1.0, 1.0)
 
-LUMA = np.array([0.299, 0.587, 0.114])
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-_ATTEMPTS = 10  # torchvision's number of tries for a crop that fits
-_YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """One view: probabilities of the stages, and intervals that their values are uniform on.
+
+    As it stands it crops and flips; every other probability is 0. ValueError for a probability
+    outside 0..1 or an interval that is empty or out of bounds.
+    """
+
+    crop: Literal["random", "centre"] = "random"
+    scale: Interval = (0.08, 1.0)  # random: crop area over image area
+    ratio: Interval = (3 / 4, 4 / 3)  # random: crop width over height, log-uniform
+    kept: float = 1.0  # centre: share of each side
+    hflip: float = 0.5
+    jitter: float = 0.0
+    brightness: Interval = UNIT
+    contrast: Interval = UNIT
+    saturation: Interval = UNIT
+    hue: Interval = (0.0, 0.0)  # turns
+    jitter_order: Literal["random", "fixed"] = "random"  # fixed: brightness first, hue last
+    gray: float = 0.0
+    blur: float = 0.0
+    sigma: Interval = (0.1, 2.0)  # pixels of the view
+    solarize: float = 0.0
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("hflip", "jitter", "gray", "blur", "solarize", "threshold"):
+            self._check(name, (getattr(self, name),), 0.0, 1.0)
+        for name in ("brightness", "contrast", "saturation", "ratio", "sigma"):
+            self._check(name, getattr(self, name), 0.0, math.inf)
+        self._check("scale", self.scale, 0.0, 1.0)
+        self._check("hue", self.hue, -0.5, 0.5)
+        self._check("kept", (self.kept,), 0.0, 1.0)
+
+    def _check(self, name: str, values: tuple[float, ...], least: float, most: float) -> None:
+        ordered = all(a <= b for a, b in zip(values, values[1:], strict=False))
+        positive = name not in ("scale", "ratio", "sigma", "kept") or values[0] > 0
+        if not (ordered and positive and all(least <= value <= most for value in values)):
+            raise ValueError(
+                f"Ranges: {name} must lie in {least:g}..{most:g}, lowest first (scale, ratio, "
+                f"sigma and kept above 0), received {', '.join(f'{v:g}' for v in values)}"
+            )
+
+
+def reach(brightness: float, contrast: float, saturation: float, hue: float) -> dict[str, Interval]:
+    """Intervals of torchvision's ``ColorJitter(brightness, contrast, saturation, hue)``."""
+    factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    intervals = {name: (max(0.0, 1.0 - by), 1.0 + by) for name, by in factors.items()}
+    return {**intervals, "hue": (-hue, hue)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Views of one size, rendered by one call of the operator."""
+
+    size: int  # S: the views are S x S
+    num_views: int
+    settings: Settings = field(default_factory=lambda: Settings(**IMAGENET))
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.num_views < 1:
+            raise ValueError(
+                f"Group: expected size and num_views of at least 1, received {self.size} and "
+                f"{self.num_views}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corner:
+    """One choice of the groups of augmentations that are applied; ``bits[k]`` = group k is."""
+
+    views: tuple[Ranges, ...]  # one per view, the policy's groups one after the other
+    bits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Ranges that the parameters are drawn from. The defaults are SimCLR's."""
+    """Where the parameters of all views of a batch come from. Hashable; holds no tensor.
 
-    scale: tuple[float, float] = (0.08, 1.0)  # crop area over image area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # crop width over height
-    flip: float = 0.5  # probability of a horizontal flip
-    jitter: float = 0.8  # probability of colour jitter
-    strength: float = 1.0  # jitter ranges: +-0.8 strength (b, c, s), +-0.2 strength (hue turns)
-    gray: float = 0.2  # probability of greyscale
-    blur: float = 0.5  # probability of a Gaussian blur
-    sigma: tuple[float, float] = (0.1, 2.0)  # blur, in pixels of the output
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    alpha: the table's values that a method may differentiate by, () for none. Where there are
+        any, ``Drawn.base`` keeps the views from before the first stage that they enter.
+    """
 
+    name: str
+    groups: tuple[Group, ...]
+    corners: tuple[Corner, ...]
+    bit_names: tuple[str, ...] = ()
+    alpha: tuple[str, ...] = ()
 
-def simclr(image_size: int) -> Policy:
-    """SimCLR's policy for a crop side: no blur and half strength under 64 px (its appendix B.9)."""
-    if image_size < 64:
-        return Policy(strength=0.5, blur=0.0)
-    return Policy()
+    def __post_init__(self) -> None:
+        for corner in self.corners:
+            if len(corner.views) != self.num_views or len(corner.bits) != len(self.bit_names):
+                raise ValueError(
+                    f"Policy {self.name}: expected {self.num_views} views and "
+                    f"{len(self.bit_names)} bits in each corner, received {len(corner.views)} and "
+                    f"{len(corner.bits)}"
+                )
+        if not self.corners or not self.groups:
+            raise ValueError(f"Policy {self.name}: expected at least one group and one corner")
 
+    @property
+    def num_views(self) -> int:
+        """Views of all groups together."""
+        return sum(group.num_views for group in self.groups)
 
-@dataclass(frozen=True)
-class ViewParams:
-    """What was done to each sample of one view."""
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The side of each view."""
+        return tuple(group.size for group in self.groups for _ in range(group.num_views))
 
-    box_N4: NDArray[np.float32]  # left, top, width, height of the crop, whole pixels
-    flip_N: NDArray[np.bool_]
-    brightness_N: NDArray[np.float32]  # factors, 1 = unchanged
-    contrast_N: NDArray[np.float32]
-    saturation_N: NDArray[np.float32]
-    hue_N: NDArray[np.float32]  # turns, 0 = unchanged
-    gray_N: NDArray[np.bool_]
-    sigma_N: NDArray[np.float32]  # pixels, 0 = no blur
-
-
-def draw(
-    policy: Policy,
-    *,
-    seed: int,
-    epoch: int,
-    index_N: NDArray[np.integer],
-    view: int,
-    width_N: NDArray[np.integer],
-    height_N: NDArray[np.integer],
-) -> ViewParams:
-    """Parameters of view ``view``; a pure function of (seed, epoch, index, view, image size)."""
-
-    def unit(name: str, count: int = 1) -> NDArray[np.float64]:
-        stream = f"simclr/{name}/view{view}"
-        return keyed.uniform(count, seed=seed, epoch=epoch, index_N=index_N, stream=stream)
-
-    box_N4 = _crop_boxes(policy, unit("crop", 4 * _ATTEMPTS), width_N, height_N)
-    reach = policy.strength * np.array([0.8, 0.8, 0.8, 0.2])
-    on_N1 = unit("jitter?") < policy.jitter
-    low, high = np.maximum(0.0, 1.0 - reach), 1.0 + reach
-    low[3], high[3] = -reach[3], reach[3]
-    factor_N4 = low + (high - low) * unit("jitter", 4)
-    drawn_N4 = np.where(on_N1, factor_N4, [1.0, 1.0, 1.0, 0.0]).astype(np.float32)
-    sigma_N = policy.sigma[0] + (policy.sigma[1] - policy.sigma[0]) * unit("sigma")[:, 0]
-    blurred_N = unit("blur?")[:, 0] < policy.blur
-    return ViewParams(
-        box_N4=box_N4,
-        flip_N=unit("flip")[:, 0] < policy.flip,
-        brightness_N=drawn_N4[:, 0],
-        contrast_N=drawn_N4[:, 1],
-        saturation_N=drawn_N4[:, 2],
-        hue_N=drawn_N4[:, 3],
-        gray_N=unit("gray")[:, 0] < policy.gray,
-        sigma_N=np.where(blurred_N, sigma_N, 0.0).astype(np.float32),
-    )
+    def without_normalisation(self) -> Policy:
+        """The same with views in [0, 1], to look at."""
+        plain = (
+            replace(group, settings=replace(group.settings, mean=None, std=None))
+            for group in self.groups
+        )
+        return replace(self, groups=tuple(plain))
 
 
-def colour_maps(params: ViewParams) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A_N33 and B_N33 of the module's equation: out = A x + B mean(x), columns are RGB in."""
-    b, c, s = (
-        value[:, None, None].astype(np.float64)
-        for value in (params.brightness_N, params.contrast_N, params.saturation_N)
-    )
-    to_grey_33 = np.ones((3, 1)) * LUMA
-    saturate_N33 = s * np.eye(3) + (1.0 - s) * to_grey_33
-    after_N33 = _hue_rotation(params.hue_N) @ saturate_N33
-    after_N33 = np.where(params.gray_N[:, None, None], to_grey_33 @ after_N33, after_N33)
-    a_N33 = after_N33 * (b * c)
-    b_N33 = after_N33 @ to_grey_33 * (b * (1.0 - c))
-    return a_N33.astype(np.float32), b_N33.astype(np.float32)
-
-
-def blur_windows(params: ViewParams) -> NDArray[np.int32]:
-    """(N,) odd widths of the blur kernels, three sigma to each side; 1 = no blur."""
-    return (2 * np.ceil(3.0 * params.sigma_N) + 1).astype(np.int32)
-
-
-def _hue_rotation(turn_N: NDArray[np.float32]) -> NDArray[np.float64]:
-    angle_N = 2.0 * math.pi * turn_N.astype(np.float64)
-    rotation_N33 = np.tile(np.eye(3), (len(turn_N), 1, 1))
-    rotation_N33[:, 1, 1] = rotation_N33[:, 2, 2] = np.cos(angle_N)
-    rotation_N33[:, 1, 2] = -np.sin(angle_N)
-    rotation_N33[:, 2, 1] = np.sin(angle_N)
-    return np.linalg.inv(_YIQ) @ rotation_N33 @ _YIQ
-
-
-def _crop_boxes(
-    policy: Policy,
-    unit_NK: NDArray[np.float64],
-    width_N: NDArray[np.integer],
-    height_N: NDArray[np.integer],
-) -> NDArray[np.float32]:
-    """torchvision's RandomResizedCrop, all tries of all samples at once: (N, 4)."""
-    scale_NT, ratio_NT, left_NT, top_NT = np.split(unit_NK, 4, axis=1)
-    width_N1, height_N1 = width_N[:, None].astype(np.float64), height_N[:, None].astype(np.float64)
-    area_NT = (
-        width_N1 * height_N1 * (policy.scale[0] + (policy.scale[1] - policy.scale[0]) * scale_NT)
-    )
-    low, high = math.log(policy.ratio[0]), math.log(policy.ratio[1])
-    aspect_NT = np.exp(low + (high - low) * ratio_NT)
-    w_NT, h_NT = np.rint(np.sqrt(area_NT * aspect_NT)), np.rint(np.sqrt(area_NT / aspect_NT))
-    fits_NT = (w_NT >= 1) & (w_NT <= width_N1) & (h_NT >= 1) & (h_NT <= height_N1)
-    first_N = fits_NT.argmax(axis=1)
-    rows = np.arange(len(first_N))
-    w_N, h_N = w_NT[rows, first_N], h_NT[rows, first_N]
-    left_N = np.floor(left_NT[rows, first_N] * (width_N - w_N + 1))
-    top_N = np.floor(top_NT[rows, first_N] * (height_N - h_N + 1))
-    drawn_N4 = np.stack([left_N, top_N, w_N, h_N], axis=1)
-    centre_N4 = _centre_boxes(policy, width_N1[:, 0], height_N1[:, 0])
-    fits_N1 = np.any(fits_NT, axis=1, keepdims=True)
-    return np.where(fits_N1, drawn_N4, centre_N4).astype(np.float32)
-
-
-def _centre_boxes(
-    policy: Policy, width_N: NDArray[np.float64], height_N: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The largest centred box whose ratio is within bounds: for images that no try fits."""
-    w_N = np.maximum(1.0, np.minimum(width_N, np.rint(height_N * policy.ratio[1])))
-    h_N = np.maximum(1.0, np.minimum(height_N, np.rint(width_N / policy.ratio[0])))
-    left_N, top_N = (width_N - w_N) // 2, (height_N - h_N) // 2
-    return np.stack([left_N, top_N, w_N, h_N], axis=1)
+def alike(name: str, ranges: Ranges, group: Group, *, alpha: tuple[str, ...] = ()) -> Policy:
+    """A policy of one group whose views are all drawn from the same ranges."""
+    corner = Corner(views=(ranges,) * group.num_views)
+    return Policy(name=name, groups=(group,), corners=(corner,), alpha=alpha)

@@ -5,27 +5,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastssl.augment.drawn import Drawn
+
 
 @dataclass(frozen=True)
 class Batch:
-    """V views of the same N samples, with the parameters that made each view."""
+    """V views of the same N samples, with the table of the parameters that made them."""
 
-    views: tuple[Tensor, ...]  # V tensors (N, C, S, S), float32
+    views: tuple[Tensor, ...]  # V tensors (N, C, S, S), float32; S may differ between them
     index_N: Tensor  # int64 index of each sample in the data set
-    params: tuple[Any, ...] = field(default=(), compare=False)  # V tables of per-sample parameters
+    table: Drawn = field(compare=False)  # values, operator labels and group bits of all views
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
         if device.type == "cpu":
             return self
         moved = tuple(view.to(device, non_blocking=True) for view in self.views)
-        return Batch(moved, self.index_N.to(device, non_blocking=True), self.params)
+        return Batch(
+            moved, self.index_N.to(device, non_blocking=True), self.table.to(device)
+        )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A few samples to look at, in [0, 1]."""
+
+    images: tuple[Tensor, ...]  # N images (C, H_n, W_n), float32, as they are
+    views: tuple[Tensor, ...]  # V tensors (N, C, S, S), float32, not normalised
+    names: tuple[str, ...]  # of the N samples
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The DALI graph of a training batch: decode once, then every view from its parameter table.
 
 Per view: crop+resize (triangle filter with antialias, over the pixels around the crop too), colour
-(out = A x + B mean(x), clamped), Gaussian blur, flip, normalise: augment/policy.py's order. The
+(out = A x + B mean(x), clamped), Gaussian blur, flip, normalise: augment/linear_policy.py's order. The
 same graph runs on the CPU (``device_id=None``) and on a CUDA device (mixed decoding).
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastssl.augment.policy import Policy, ViewParams, blur_windows, colour_maps
+from fastssl.augment.linear_policy import Policy, ViewParams, blur_windows, colour_maps
 
 
 def build(

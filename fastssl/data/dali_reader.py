@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastssl.augment.policy import Policy, ViewParams
+from fastssl.augment.linear_policy import Policy, ViewParams
 from fastssl.data import dali_graph
 from fastssl.data.decode import decode, read, to_bmp
 from fastssl.data.headers import Header, has_sound_scan

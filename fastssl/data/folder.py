@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 from fastssl.augment import keyed
-from fastssl.augment.policy import Policy, draw, simclr
-from fastssl.data.batch import Batch, Labelled, check_batch_size, part
+from fastssl.augment.linear_policy import as_drawn, draw, from_policy
+from fastssl.augment.presets import preset
+from fastssl.augment.render import views_of
+from fastssl.data.batch import Batch, Labelled, Shown, check_batch_size, part
 from fastssl.data.dali_reader import DaliReader
 from fastssl.data.decode import decode, read
 from fastssl.data.folder_labels import Split, find_split, labelled_indices
@@ -57,13 +59,15 @@ class FolderSource:
         cache_dir: Path | None = None,
         max_bad: float | None = None,
         num_views: int = 2,
-        policy: Policy | None = None,
+        augment: str = "simclr",
         backend: Backend = "auto",
         scan_budget_s: float | None = None,
     ) -> None:
         self.name = os.path.basename(os.path.abspath(root)) or "folder"
         self.image_shape = (3, image_size, image_size)
-        self.num_views, self.policy = num_views, policy or simclr(image_size)
+        self._preset = preset(augment, image_size=image_size, num_views=num_views)
+        self.policy = from_policy(self._preset)
+        self.num_views = self._preset.num_views
         self._workers, self._max_bad = workers, max_bad
         self._device = device or torch.device("cpu")
         self._scan = scan(
@@ -145,7 +149,7 @@ class FolderSource:
             headers = [self._scan.headers[int(index)] for index in index_N]
             made = reader.views(paths, headers, tables)
             if not isinstance(made, dict):
-                return Batch(made, torch.from_numpy(index_N), tuple(tables))
+                return Batch(made, torch.from_numpy(index_N), as_drawn(tables))
             self._exclude({int(index_N[slot]): reason for slot, reason in made.items()})
 
     def _refilled(self, wanted_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -198,6 +202,48 @@ class FolderSource:
                     path = printable(self._scan.paths[index])
                     logging.getLogger("fastssl").warning("skipped %s: %s", path, reason)
         self._weigh_bad()
+
+    def rehearsal(self, num_samples: int) -> Batch:
+        """A batch of noise with the shapes and the table of a training batch."""
+        images = torch.rand(num_samples, *self.image_shape)
+        sizes_N2 = torch.full((num_samples, 2), self.image_shape[1])
+        index_N = torch.arange(num_samples)
+        views, table = views_of(
+            self._preset, images, seed=0, epoch=0, step=0, index_N=index_N, sizes_N2=sizes_N2
+        )
+        return Batch(views, index_N, table)
+
+    def shown(self, count: int, *, seed: int) -> Shown:
+        """The first ``count`` images that decode, and their views in step 0, not normalised."""
+        good_N = self._first_good(count)
+        images = [self._whole(int(index)) for index in good_N]
+        views, _ = views_of(
+            self._preset.without_normalisation(),
+            images,
+            seed=seed,
+            epoch=0,
+            step=0,
+            index_N=good_N,
+            sizes_N2=[image.shape[1:] for image in images],
+        )
+        names = tuple(printable(self._scan.paths[int(index)]) for index in good_N)
+        return Shown(tuple(image.float() / 255 for image in images), views, names)
+
+    def _first_good(self, count: int) -> np.ndarray:
+        """Training indices in order, ``count`` of them or as many as decode."""
+        good: list[int] = []
+        for begin in range(0, self.num_samples, count):
+            good += self._decodable(self._split.train[begin : begin + count]).tolist()
+            if len(good) >= count:
+                break
+        if not good:
+            raise TooManyBadFiles(f"--data: no usable image is left; {self._bad_files()}")
+        return np.array(good[:count])
+
+    def _whole(self, index: int) -> Tensor:
+        """(3, H, W) uint8, a view of the decoded image."""
+        image = decode(read(self._scan.full(index)), self._scan.headers[index])
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def skipped(self) -> list[tuple[str, str]]:
         """(path, reason) of every file that is not used, sorted by path."""

@@ -12,7 +12,6 @@ import torch
 from fastssl.data.spirograph import SpirographSource
 
 if TYPE_CHECKING:
-    from fastssl.augment.policy import Policy
     from fastssl.data.folder import Backend, FolderSource
 
 EMBEDDED = ("spirograph",)
@@ -28,21 +27,24 @@ def open_source(
     cache_dir: Path | None = None,
     max_bad: float | None = None,
     num_views: int = 2,
-    policy: Policy | None = None,
+    augment: str | None = None,
     backend: Backend = "auto",
     scan_budget_s: float | None = None,
 ) -> SpirographSource | FolderSource:
     """The source that ``--data`` names: "spirograph", or a path to a folder of images.
 
     ``cache_dir`` (inside the run folder) keeps what the header check found; None keeps nothing.
-    ``max_bad``, ``policy``, ``workers`` and ``backend`` matter to folders alone: files that cannot
-    be used are left out, unless they are more than the fraction ``max_bad``. ``device`` is where
+    ``augment`` names the policy that views are drawn from; None: spirograph, or simclr for images.
+    ``max_bad``, ``workers`` and ``backend`` matter to folders alone: files that cannot be used are
+    left out, unless they are more than the fraction ``max_bad``. ``device`` is where
     batches will be wanted: on CUDA, DALI decodes and augments there. ``scan_budget_s`` bounds the
     check of the files, for a source that only a plan is made of.
-    Raises ValueError naming --data for anything that cannot be trained on.
+    Raises ValueError naming --data or --augment for what cannot be trained on.
     """
     if data in EMBEDDED:
-        return SpirographSource(seed=seed, image_size=image_size, num_views=num_views)
+        return SpirographSource(
+            seed=seed, image_size=image_size, num_views=num_views, augment=augment or data
+        )
     _refuse_unknown(data)
     from fastssl.data.folder import FolderSource  # PIL and torchvision only where needed
 
@@ -54,7 +56,7 @@ def open_source(
         cache_dir=cache_dir,
         max_bad=max_bad,
         num_views=num_views,
-        policy=policy,
+        augment=augment or "simclr",
         backend=backend,
         scan_budget_s=scan_budget_s,
     )

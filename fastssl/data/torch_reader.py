@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fastssl.augment.policy import Policy, ViewParams, blur_windows, colour_maps
+from fastssl.augment.linear_policy import Policy, ViewParams, blur_windows, colour_maps
 from fastssl.data.decode import decode, read
 from fastssl.data.headers import BadFile, Header
 

@@ -22,6 +22,10 @@ class TrainConfig:
     """Method to train (its own options are listed below with these)."""
     data: str = "spirograph"
     """`spirograph` (embedded, procedural) or a folder of images, nested or flat."""
+    augment: str = "spirograph"
+    """Policy that the views are drawn from. Folders: simclr, mocov2, invclr, swav, dissl,
+    dissl-coarse, byol, byol-1, byol-2, amortised-2 or amortised-5; spirograph: spirograph or
+    spirograph-2."""
     out: Path | None = None
     """Run folder. Default: runs/METHOD-DATA-N with the next free N."""
     backbone: str = "convnet"
@@ -85,6 +89,9 @@ class TrainConfig:
     TRACKIO_DIR says otherwise."""
     dry_run: bool = False
     """Print the resolved plan and stop."""
+    preview: int = 0
+    """Draw this many images with the views that --augment makes of them beside, as a PNG in the
+    current folder, and stop: nothing is trained."""
 
 
 def scaled_lr(config: TrainConfig) -> float:

@@ -35,7 +35,7 @@ from fastssl.engine.seeding import rng_state, set_rng_state
 from fastssl.engine.signals import StopSignals
 from fastssl.engine.sinks import JsonLines, Sink, last_values
 from fastssl.engine.state import capture, fingerprint, restore, set_extra
-from fastssl.engine.step import StepResult, TrainStep, place, place_views
+from fastssl.engine.step import Placed, StepResult, TrainStep, place, place_batch
 from fastssl.engine.trackers import open_trackers
 
 _MONITORS_PER_RUN = 20
@@ -175,8 +175,8 @@ class _Training:
             )
             result = self.train_step(micro, step=self.step, lr=lr)
             self.lr = lr
-            self.views = micro[-1]
-            self.watch.views += self.ranks.size * sum(len(v) for m in micro for v in m)
+            self.views = micro[-1].views
+            self.watch.views += self.ranks.size * sum(len(v) for m in micro for v in m.views)
             self.step += 1
             # On the CPU reading the counters is free; on CUDA it would make every step wait.
             if self.device.type == "cpu" or self._due(config.log_every):
@@ -294,7 +294,7 @@ class _Training:
         for sink in self.sinks:
             sink.close()
 
-    def _fetch(self) -> list[tuple[Tensor, ...]]:
+    def _fetch(self) -> list[Placed]:
         """The micro-batches of one step. Where a rank's data fail all ranks save and stop."""
         assert self.batches is not None
         failure: Exception | None = None
@@ -302,11 +302,11 @@ class _Training:
         try:
             for _ in range(self.config.accumulate):
                 with self.watch.waiting():
-                    micro.append(tuple(next(self.batches).views))
+                    micro.append(next(self.batches))
         except Exception as error:
             failure = error
         if not self.ranks.any(failure is not None):
-            return [place_views(views, self.device) for views in micro]
+            return [place_batch(batch, self.device) for batch in micro]
         self.save()
         failure = failure or RuntimeError("that of another rank")
         self.console.warn(

@@ -13,7 +13,8 @@ from torch import nn
 
 from fastssl.engine.config import TrainConfig, scaled_lr
 from fastssl.engine.device import resolve_precision
-from fastssl.engine.protocols import Source
+from fastssl.engine.protocols import Batch, Source
+from fastssl.engine.step import place_batch
 
 _READOUTS_PER_RUN = 5
 _STATE_COPIES = {"adamw": 2, "sgd": 1, "lars": 1}
@@ -24,7 +25,7 @@ def check(config: TrainConfig) -> None:
     at_least = {
         **{"batch_size": 2, "accumulate": 1, "save_every": 1, "log_every": 1, "image_size": 1},
         **{"keep_checkpoints": 2, "max_bad_steps": 1, "readout_every": 0, "warmup_steps": 0},
-        **{"workers": 0, "seed": 0},
+        **{"workers": 0, "seed": 0, "preview": 0},
     }
     for name, least in at_least.items():
         if getattr(config, name) < least:
@@ -99,13 +100,13 @@ def readout_interval(config: TrainConfig, steps: int) -> int:
 
 
 def rehearse(method: nn.Module, source: Source) -> None:
-    """One forward pass of a copy on four samples of noise: what it would refuse, it refuses now.
+    """One forward pass of a copy on four samples: what it would refuse, it refuses now.
 
     Raises ValueError (a setting of the method's) or RuntimeError (views too small for the encoder).
     """
-    shape = (source.num_views, 4, *source.image_shape)
+    batch = source.rehearsal(4)
     with torch.no_grad():
-        copy.deepcopy(method)(tuple(torch.rand(shape)))
+        copy.deepcopy(method)(batch.views, batch.table)
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,7 @@ def estimate_memory(method: nn.Module, config: TrainConfig, *, source: Source) -
     params = [p for p in method.parameters() if p.requires_grad]
     trained = sum(p.numel() * p.element_size() for p in params)
     held = sum(t.numel() * t.element_size() for t in (*method.parameters(), *method.buffers()))
-    shape = (source.num_views, *source.image_shape)
-    small, large = (_saved_bytes(method, n, shape) for n in (4, 8))
+    small, large = (_saved_bytes(method, source.rehearsal(n)) for n in (4, 8))
     per_sample = max(0, large - small) / 4
     return Memory(
         weights=held,
@@ -163,6 +163,7 @@ def plan_lines(
         "method": config.method,
         "data": f"{source.name}, {least}{source.num_samples:,} samples, "
         f"views of {source.image_shape}",
+        "augmentation": f"{config.augment}, {source.num_views} views",
         "backbone": f"{config.backbone}, {_count(method.backbone):,} parameters "  # type: ignore[arg-type]
         f"({_count(method):,} with the method's heads)",
         "device": f"{device}, {precision}, {'torch.compile' if config.compile else 'eager'}",
@@ -194,7 +195,7 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _saved_bytes(method: nn.Module, num_samples: int, shape: tuple[int, ...]) -> int:
+def _saved_bytes(method: nn.Module, batch: Batch) -> int:
     """Bytes that autograd keeps for the backward pass, each storage counted once."""
     own = {p.untyped_storage().data_ptr() for p in method.parameters()}
     kept: dict[int, int] = {}
@@ -206,8 +207,8 @@ def _saved_bytes(method: nn.Module, num_samples: int, shape: tuple[int, ...]) ->
         return tensor
 
     device = next(method.parameters()).device
-    views = tuple(torch.rand(num_samples, *shape[1:], device=device) for _ in range(shape[0]))
+    views, table = place_batch(batch, device)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss, _ = method(views)
+        loss, _ = method(views, table)
     del loss
     return sum(kept.values())

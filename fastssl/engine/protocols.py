@@ -4,10 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+class Table(Protocol):
+    """What methods read beside the views; the engine only moves it. augment/drawn.py has it."""
+
+    def to(self, device: torch.device) -> Any:
+        """The same on ``device``."""
+        ...
 
 
 class Batch(Protocol):
@@ -15,6 +23,7 @@ class Batch(Protocol):
 
     views: tuple[Tensor, ...]  # V tensors (N, C, S, S), float32, normalised
     index_N: Tensor  # int64 index of each sample in the data set
+    table: Table | None  # the parameters that made the views
 
 
 class BatchIterator(Protocol):
@@ -48,17 +57,26 @@ class Source(Protocol):
         """Batches of ``batch_size``; of each the part ``shard`` = (rank, number of ranks)."""
         ...
 
+    def rehearsal(self, num_samples: int) -> Batch:
+        """Any batch of that many samples, with the shapes and the table of a training batch."""
+        ...
+
     def report(self) -> dict:
         """What was skipped: ``{"skipped": [{"path": ..., "reason": ...}, ...]}``."""
         ...
 
 
 class Method(Protocol):
-    """An ``nn.Module`` that turns views into a loss. ``after_step(step)`` is optional."""
+    """An ``nn.Module`` that turns views, and the table of their parameters, into a loss.
+
+    ``after_step(step)`` is optional.
+    """
 
     backbone: nn.Module
 
-    def __call__(self, views: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def __call__(
+        self, views: tuple[Tensor, ...], table: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
     def features(self, x_NCSS: Tensor) -> Tensor:
         """(N, F) representation used by evaluation."""
         ...

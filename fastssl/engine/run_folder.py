@@ -35,7 +35,7 @@ _RESOLVED = "resolved"  # section of config.yaml: what a start made of the setti
 _MAY_CHANGE = frozenset(
     f"train.{key}"
     for key in (
-        "out resume overwrite dry_run workers device save_every log_every readout_every "
+        "out resume overwrite dry_run preview workers device save_every log_every readout_every "
         "keep_checkpoints tensorboard wandb trackio max_bad_files max_bad_steps"
     ).split()
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,15 @@ from fastssl.engine.config import Precision
 from fastssl.engine.device import autocast
 from fastssl.engine.guard import Guard
 from fastssl.engine.optim import set_learning_rate
+from fastssl.engine.protocols import Batch
 from fastssl.engine.ranks import ALONE, Ranks, averaged
+
+
+class Placed(NamedTuple):
+    """What a method's forward takes, on the device."""
+
+    views: tuple[Tensor, ...]  # V tensors (N, C, S, S)
+    table: Any  # the parameters that made them
 
 
 @dataclass(frozen=True)
@@ -52,19 +61,17 @@ class TrainStep:
         self._precision = precision
         self._trained = [p for p in method.parameters() if p.requires_grad]
 
-    def __call__(
-        self, batches: Sequence[tuple[Tensor, ...]], *, step: int, lr: float
-    ) -> StepResult:
-        """Train on ``batches`` (one tuple of views (N, C, S, S) per micro-batch)."""
+    def __call__(self, batches: Sequence[Placed], *, step: int, lr: float) -> StepResult:
+        """Train on ``batches``, one per micro-batch."""
         self._guard.remember()
         self._optimizer.zero_grad(set_to_none=True)
         share = 1.0 / len(batches)
         total = torch.zeros((), device=self._device)
         sums: dict[str, Tensor] = {}
-        for position, views in enumerate(batches):
+        for position, batch in enumerate(batches):
             with self._averaging(position == len(batches) - 1):
                 with autocast(self._precision, self._device):
-                    loss, metrics = self._forward(views)
+                    loss, metrics = self._forward(batch.views, batch.table)
                 (loss * share).backward()
             total = total + loss.detach() * share
             for name, value in metrics.items():
@@ -106,9 +113,10 @@ def place(method: nn.Module, device: torch.device) -> None:
             p.data = p.data.contiguous(memory_format=torch.channels_last)
 
 
-def place_views(views: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """Views on the device, images channels_last."""
-    moved = (v.to(device, non_blocking=True) for v in views)
-    return tuple(
+def place_batch(batch: Batch, device: torch.device) -> Placed:
+    """Views and table on the device, images channels_last."""
+    moved = (v.to(device, non_blocking=True) for v in batch.views)
+    views = tuple(
         v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for v in moved
     )
+    return Placed(views, None if batch.table is None else batch.table.to(device))

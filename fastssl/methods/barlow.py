@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fastssl.augment.drawn import Drawn
 from fastssl.losses.distributed import count_over_ranks, sum_over_ranks
 from fastssl.methods.configs import BarlowConfig
 from fastssl.methods.views import check_two_views
@@ -34,7 +35,7 @@ class BarlowTwins(nn.Module):
         self.loss = CrossCorrelationLoss(config.redundancy)
 
     def forward(
-        self, views: tuple[Tensor, Tensor], table: object = None
+        self, views: tuple[Tensor, Tensor], table: Drawn | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views (N, C, S, S); their order does not matter."""
         check_two_views("barlow", views)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.augment.drawn import Drawn
 from fastssl.methods.configs import BYOLConfig
 from fastssl.methods.views import check_two_views
 from fastssl.nn.ema import EMA, cosine_momentum
@@ -33,7 +34,7 @@ class BYOL(nn.Module):
         self.momentum = config.momentum
 
     def forward(
-        self, views: tuple[Tensor, Tensor], table: object = None
+        self, views: tuple[Tensor, Tensor], table: Drawn | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views (N, C, S, S); their order does not matter."""
         check_two_views("byol", views)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.augment.drawn import Drawn
 from fastssl.losses import CISSLLoss
 from fastssl.methods.configs import CISSLConfig
 from fastssl.methods.views import check_two_views
@@ -37,7 +38,7 @@ class CISSL(nn.Module):
         self.loss = CISSLLoss(config.temperature)
 
     def forward(
-        self, views: tuple[Tensor, Tensor], table: object = None
+        self, views: tuple[Tensor, Tensor], table: Drawn | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views (N, C, S, S); their order does not matter."""
         check_two_views("cissl", views)

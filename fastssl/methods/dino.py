@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastssl.augment.drawn import Drawn
 from fastssl.losses import DINOLoss
 from fastssl.losses.dino import dino_loss
 from fastssl.methods.configs import DINOConfig
@@ -47,7 +48,7 @@ class DINO(nn.Module):
         self.register_buffer("steps", torch.zeros(()))
 
     def forward(
-        self, views: tuple[Tensor, ...], table: object = None
+        self, views: tuple[Tensor, ...], table: Drawn | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two large views (N, C, S, S), then any number of smaller ones."""
         check_crops("dino", views)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastssl.augment.drawn import Drawn
 from fastssl.losses import DISSLLoss
 from fastssl.methods.configs import DISSLConfig
 from fastssl.methods.views import by_size, check_crops
@@ -43,7 +44,7 @@ class DISSL(nn.Module):
         )
 
     def forward(
-        self, views: tuple[Tensor, ...], table: object = None
+        self, views: tuple[Tensor, ...], table: Drawn | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two large views (N, C, S, S), then any number of smaller ones."""
         check_crops("dissl", views)

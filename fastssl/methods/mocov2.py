@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.augment.drawn import Drawn
 from fastssl.losses import KeyQueue, MoCoLoss
 from fastssl.methods.configs import MoCoV2Config
 from fastssl.methods.views import check_two_views
@@ -40,7 +41,7 @@ class MoCoV2(nn.Module):
         self.queries = config.queries
 
     def forward(
-        self, views: tuple[Tensor, Tensor], table: object = None
+        self, views: tuple[Tensor, Tensor], table: Drawn | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views (N, C, S, S); keys of this batch join the queue after."""
         check_two_views("mocov2", views)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.augment.drawn import Drawn
 from fastssl.losses import InfoNCELoss
 from fastssl.methods.configs import MoCoV3Config
 from fastssl.methods.views import check_two_views
@@ -42,7 +43,7 @@ class MoCoV3(nn.Module):
             freeze_patch_embedding(backbone)
 
     def forward(
-        self, views: tuple[Tensor, Tensor], table: object = None
+        self, views: tuple[Tensor, Tensor], table: Drawn | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views (N, C, S, S); their order does not matter."""
         check_two_views("mocov3", views)

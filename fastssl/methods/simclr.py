@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.augment.drawn import Drawn
 from fastssl.losses import NTXentLoss
 from fastssl.methods.configs import SimCLRConfig
 from fastssl.methods.views import check_two_views
@@ -38,7 +39,7 @@ class SimCLR(nn.Module):
         self.loss = NTXentLoss(config.temperature)
 
     def forward(
-        self, views: tuple[Tensor, Tensor], table: object = None
+        self, views: tuple[Tensor, Tensor], table: Drawn | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views, each (N, C, S, S), whose rows are the same N samples.
 

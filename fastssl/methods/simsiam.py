@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.augment.drawn import Drawn
 from fastssl.methods.configs import SimSiamConfig
 from fastssl.methods.views import check_two_views
 from fastssl.nn.heads import mlp
@@ -29,7 +30,7 @@ class SimSiam(nn.Module):
         self.predictor = mlp(width, (config.predictor_hidden_dim, width))
 
     def forward(
-        self, views: tuple[Tensor, Tensor], table: object = None
+        self, views: tuple[Tensor, Tensor], table: Drawn | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views (N, C, S, S); their order does not matter."""
         check_two_views("simsiam", views)

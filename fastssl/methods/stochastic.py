@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastssl.augment.drawn import Drawn
 from fastssl.losses import NTXentLoss
 from fastssl.methods.configs import StochasticConfig
 from fastssl.methods.views import check_two_views
@@ -48,7 +49,7 @@ class Stochastic(nn.Module):
         self.register_buffer("steps", torch.zeros(()))
 
     def forward(
-        self, views: tuple[Tensor, Tensor], table: object = None
+        self, views: tuple[Tensor, Tensor], table: Drawn | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views (N, C, S, S); ``rate_bits`` is the KL per view."""
         check_two_views("stochastic", views)

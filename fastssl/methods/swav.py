@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.augment.drawn import Drawn
 from fastssl.losses import KeyQueue, SwAVLoss
 from fastssl.methods.configs import SwAVConfig
 from fastssl.methods.views import by_size, check_crops
@@ -40,7 +41,7 @@ class SwAV(nn.Module):
         self.register_buffer("steps", torch.zeros(()))
 
     def forward(
-        self, views: tuple[Tensor, ...], table: object = None
+        self, views: tuple[Tensor, ...], table: Drawn | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two large views (N, C, S, S), then any number of smaller ones."""
         check_crops("swav", views)

@@ -185,19 +185,27 @@ def _how_to_go_on(folder: RunFolder) -> str:
 
 def build(run: Run, *, cache_dir: Path | None, scan_budget_s: float | None = None) -> Parts:
     """Open the data and make the method."""
+    device = resolve_device(run.train.device)
+    source = open_data(run, device=device, cache_dir=cache_dir, scan_budget_s=scan_budget_s)
+    return Parts(run=run, device=device, source=source, method=build_method(run))
+
+
+def open_data(
+    run: Run, *, device: torch.device, cache_dir: Path | None, scan_budget_s: float | None = None
+) -> Any:
+    """The source that the run trains on."""
     config = run.train
-    device = resolve_device(config.device)
-    source = open_source(
+    return open_source(
         config.data,
         image_size=config.image_size,
         seed=config.seed,
+        augment=config.augment,
         workers=config.workers,
         device=device,
         cache_dir=cache_dir,
         max_bad=config.max_bad_files,
         scan_budget_s=scan_budget_s,
     )
-    return Parts(run=run, device=device, source=source, method=build_method(run))
 
 
 def with_readout(parts: Parts, console: Console) -> Parts:

@@ -16,6 +16,7 @@ from fastssl.engine.device import resolve_device
 from fastssl.engine.export import read_weights
 from fastssl.evaluation.features import encoder
 from fastssl.nn.backbones import build_backbone, stem_name
+from fastssl.recipes.catalogue import data_kind
 from fastssl.recipes.readouts import Readout, make_readout
 from fastssl.recipes.run import Run, read_run
 
@@ -47,8 +48,14 @@ def evaluate(
     backbone = load_backbone(folder, run)
     data = data or run.train.data
     where = resolve_device(device)
+    alike = data_kind(data) == data_kind(run.train.data)
     source = open_source(
-        data, image_size=run.train.image_size, seed=run.train.seed, workers=workers, device=where
+        data,
+        image_size=run.train.image_size,
+        seed=run.train.seed,
+        augment=run.train.augment if alike else None,  # the same normalisation
+        workers=workers,
+        device=where,
     )
     if source.kind == "spirograph":
         train_images = train_images or SPIROGRAPH_IMAGES["train"]

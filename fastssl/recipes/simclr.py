@@ -22,6 +22,7 @@ def spirograph() -> Run:
         train=TrainConfig(
             method="simclr",
             data="spirograph",
+            augment="spirograph",
             backbone="convnet",
             image_size=32,
             max_steps=1000,
@@ -44,6 +45,7 @@ def folder() -> Run:
         train=TrainConfig(
             method="simclr",
             data="DIR",
+            augment="simclr",
             backbone="resnet18",
             image_size=64,
             epochs=100,

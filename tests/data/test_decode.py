@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from fastssl.augment.policy import Policy, draw
+from fastssl.augment.linear_policy import Policy, draw
 from fastssl.data import dali_graph
 from fastssl.data.dali_reader import DaliReader
 from fastssl.data.decode import decode

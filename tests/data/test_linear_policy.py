@@ -10,8 +10,8 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from fastssl.augment import policy
-from fastssl.augment.policy import Policy, ViewParams
+from fastssl.augment import linear_policy as policy
+from fastssl.augment.linear_policy import Policy, ViewParams
 
 N = 4000
 

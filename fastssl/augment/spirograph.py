@@ -1,0 +1,168 @@
+"""Spirograph: the renderer, and the policy of its nuisance parameters (Foster et al., ICLR 2021).
+
+Hypotrochoid at 40 times t_j in [0, 2 pi], both ends included:
+  x_j = (m-h) cos t_j + h cos(t_j (m-h)/b),  y_j = (m-h) sin t_j - h sin(t_j (m-h)/b)
+  V(p,q) = 1/40 sum_j exp(-[(u_p-x_j)^2 + (u_q-y_j)^2] / sigma), over its maximum + 1e-8
+  RGB_c = V f_c + (1-V) b_c,   u = linspace(-6, 6, 32), rows are x.
+An object is (m, b, sigma, f_r); a view draws (h, b_r, f_g, b_g, f_b, b_b). No image operator runs.
+"""
+
+# shapes: N samples, S side, J curve points, C channels, T targets, A nuisances, V views, K bits
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastssl.augment import keyed
+from fastssl.augment.drawn import Drawn
+from fastssl.augment.presets import check_name
+from fastssl.augment.sample import corner_at
+
+TARGETS = ("m", "b", "sigma", "f_r")
+TARGET_LOW = np.array([2.0, 0.1, 0.25, 0.4])
+TARGET_HIGH = np.array([5.0, 1.1, 1.0, 1.0])
+NUISANCES = ("h", "b_r", "f_g", "b_g", "f_b", "b_b")
+NUISANCE_LOW = np.array([0.5, 0.0, 0.4, 0.0, 0.4, 0.0])
+NUISANCE_HIGH = np.array([2.5, 0.6, 1.0, 0.6, 1.0, 0.6])
+NUM_POINTS = 40
+# One chunk's largest operand stays in the L2 cache and under the size from which torch starts a
+# second thread: rendering in the prefetch thread leaves the other cores to the training step.
+_CHUNK = 24
+# exp(-43) = 2e-19 is nothing beside the maximum, but smaller factors multiply to denormals, on
+# which the matrix product runs at half speed.
+_FLOOR = -43.0
+
+
+def render(target_NT: Tensor, nuisance_NA: Tensor, *, side: int = 32) -> Tensor:
+    """Images (N, 3, side, side) in [0, 1]; differentiable in both arguments.
+
+    ``target_NT`` (N, 4) in the order TARGETS, ``nuisance_NA`` (N, 6) in the order NUISANCES, of
+    one dtype and device.
+    """
+    m, b, sigma, f_r = (column[:, None] for column in target_NT.unbind(1))
+    h, b_r, f_g, b_g, f_b, b_b = (column[:, None] for column in nuisance_NA.unbind(1))
+    t_J, u_S = _grids(side, target_NT.dtype, target_NT.device)
+    arm, turn_NJ = m - h, t_J * ((m - h) / b)
+    x_NJ = arm * t_J.cos() + h * turn_NJ.cos()
+    y_NJ = arm * t_J.sin() - h * turn_NJ.sin()
+    front_NC = torch.cat([f_r, f_g, f_b], dim=1)
+    back_NC = torch.cat([b_r, b_g, b_b], dim=1)
+    parts = (x_NJ, y_NJ, -1.0 / sigma, front_NC - back_NC, back_NC)
+    if len(target_NT) <= _CHUNK or torch.is_grad_enabled():
+        return _paint(*parts, u_S)
+    image_NCSS = target_NT.new_empty(len(target_NT), 3, side, side)
+    for begin in range(0, len(target_NT), _CHUNK):
+        chunk = slice(begin, begin + _CHUNK)
+        x, y, rate, contrast, back = (part[chunk] for part in parts)
+        image_NCSS[chunk] = _paint(x, y, rate, contrast, back, u_S)
+    return image_NCSS
+
+
+def _paint(
+    x_NJ: Tensor, y_NJ: Tensor, rate_N1: Tensor, contrast_NC: Tensor, back_NC: Tensor, u_S: Tensor
+) -> Tensor:
+    # exp(-(dx^2 + dy^2)/sigma) is separable, so the sum over points is a matrix product
+    rate_N11, u_S1 = rate_N1[:, :, None], u_S[:, None]
+    row_NSJ = ((u_S1 - x_NJ[:, None, :]).square() * rate_N11).clamp(min=_FLOOR).exp()
+    column_NSJ = ((u_S1 - y_NJ[:, None, :]).square() * rate_N11).clamp(min=_FLOOR).exp()
+    value_NSS = torch.bmm(row_NSJ, column_NSJ.transpose(1, 2)) / NUM_POINTS
+    value_NSS = value_NSS / (value_NSS.amax(dim=(1, 2), keepdim=True) + 1e-8)
+    return back_NC[:, :, None, None] + value_NSS[:, None] * contrast_NC[:, :, None, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpirographPolicy:
+    """Which nuisances differ between the views of an object.
+
+    Without groups all do. With groups each step draws one of ``corners`` for the whole batch; the
+    nuisances of a group whose bit is 0 are the first view's in every view.
+    """
+
+    name: str
+    groups: tuple[tuple[str, ...], ...] = ()  # names of nuisances, one tuple per bit
+    corners: tuple[tuple[int, ...], ...] = ((),)
+
+
+PRESETS = {
+    "spirograph": SpirographPolicy(name="spirograph"),
+    "spirograph-2": SpirographPolicy(
+        name="spirograph-2",
+        groups=(("h",), ("b_r", "f_g", "b_g", "f_b", "b_b")),
+        corners=((0, 1), (1, 0), (1, 1)),
+    ),
+}
+"""``spirograph``: all nuisances afresh in each view, as InvCLR has them; ``spirograph-2``: bits
+(geometry, colour), the two groups of amortised invariance learning (docs of ``amortised_2``)."""
+
+
+def preset(name: str) -> SpirographPolicy:
+    """The Spirograph policy ``name``; ValueError names the known ones."""
+    check_name(name, tuple(PRESETS), what="spirograph")
+    return PRESETS[name]
+
+
+def sample(
+    policy: SpirographPolicy,
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    index_N: np.ndarray,
+    object_NT: Tensor,
+    num_views: int = 2,
+) -> Drawn:
+    """The table of ``num_views`` views of the objects ``index_N``, float32 on the CPU."""
+    drawn = [
+        draw_nuisances(index_N, seed=seed, epoch=epoch, stream=f"view{view}")
+        for view in range(num_views)
+    ]
+    position = corner_at(len(policy.corners), seed=seed, step=step)
+    bits = policy.corners[position]
+    held = [name for bit, group in zip(bits, policy.groups, strict=True) if not bit
+            for name in group]  # fmt: skip
+    columns = [NUISANCES.index(name) for name in held]
+    nuisance_VNA = torch.from_numpy(np.stack(drawn).astype(np.float32))
+    nuisance_VNA[1:, :, columns] = nuisance_VNA[:1, :, columns]
+    labels_VNO = torch.ones_like(nuisance_VNA, dtype=torch.int8)
+    labels_VNO[1:, :, columns] = 0
+    return Drawn(
+        labels_VNO=labels_VNO,
+        bits_K=torch.tensor(bits, dtype=torch.float32),
+        corner=torch.tensor(position),
+        object_NT=object_NT,
+        nuisance_VNA=nuisance_VNA,
+    )
+
+
+def draw_targets(index_N: np.ndarray, *, seed: int, split: str) -> np.ndarray:
+    """(N, 4) float64 object parameters of ``split`` ("train" or "test")."""
+    return keyed.uniform(
+        len(TARGETS),
+        seed=seed,
+        index_N=index_N,
+        stream=f"spirograph/object/{split}",
+        low=TARGET_LOW,
+        high=TARGET_HIGH,
+    )
+
+
+def draw_nuisances(index_N: np.ndarray, *, seed: int, epoch: int, stream: str) -> np.ndarray:
+    """(N, 6) float64 nuisance parameters; ``stream`` names the view or the use."""
+    return keyed.uniform(
+        len(NUISANCES),
+        seed=seed,
+        epoch=epoch,
+        index_N=index_N,
+        stream=f"spirograph/nuisance/{stream}",
+        low=NUISANCE_LOW,
+        high=NUISANCE_HIGH,
+    )
+
+
+def _grids(side: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    t_J = torch.linspace(0.0, 2.0 * math.pi, NUM_POINTS, dtype=dtype, device=device)
+    return t_J, torch.linspace(-6.0, 6.0, side, dtype=dtype, device=device)
