@@ -26,6 +26,7 @@ class Drawn:
     base: tuple[Tensor, ...] = ()  # V views (N, 3, S, S) from before the stages of ``alpha``
     object_NT: Tensor | None = None  # columns spirograph.TARGETS
     nuisance_VNA: Tensor | None = None  # columns spirograph.NUISANCES
+    class_N: Tensor | None = None  # int64: the class of each sample, where the data have them
 
     def value(self, name: str) -> Tensor:
         """(V, N): one value of the image table for the views of all groups."""
@@ -35,7 +36,7 @@ class Drawn:
         """The same on ``device``."""
         return Drawn(**{field.name: _moved(getattr(self, field.name), device) for field in fields(self)})
 
-    def rows(self, chosen: slice) -> Drawn:
+    def rows(self, chosen: slice | Tensor) -> Drawn:
         """The same for some of the samples."""
         return Drawn(
             labels_VNO=self.labels_VNO[:, chosen],
@@ -48,6 +49,7 @@ class Drawn:
             base=tuple(view[chosen] for view in self.base),
             object_NT=None if self.object_NT is None else self.object_NT[chosen],
             nuisance_VNA=None if self.nuisance_VNA is None else self.nuisance_VNA[:, chosen],
+            class_N=None if self.class_N is None else self.class_N[chosen],
         )
 
 

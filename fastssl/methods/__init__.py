@@ -15,6 +15,8 @@ METHODS: dict[str, tuple[type, str]] = {
     "barlow": (configs.BarlowConfig, "fastssl.methods.barlow:BarlowTwins"),
     "vicreg": (configs.VICRegConfig, "fastssl.methods.vicreg:VICReg"),
     "supcon": (configs.SupConConfig, "fastssl.methods.supcon:SupCon"),
+    "invclr": (configs.InvCLRConfig, "fastssl.methods.invclr:InvCLR"),
+    "amortised": (configs.AmortisedConfig, "fastssl.methods.amortised:Amortised"),
     "cissl": (configs.CISSLConfig, "fastssl.methods.cissl:CISSL"),
     "dissl": (configs.DISSLConfig, "fastssl.methods.dissl:DISSL"),
     "stochastic": (configs.StochasticConfig, "fastssl.methods.stochastic:Stochastic"),

@@ -111,6 +111,4 @@ def condition(backbone: nn.Module, config: AmortisedConfig) -> nn.Module:
     """The backbone told an invariance vector: by its kernels, or by a prompt token for a ViT."""
     if hasattr(backbone, "class_token"):
         return PromptViT(backbone, config.num_bits, num_networks=config.prompt_networks)
-    return HyperEncoder(
-        backbone, config.num_bits, generator=config.generator, rank=config.rank
-    )
+    return HyperEncoder(backbone, config.num_bits, generator=config.generator, rank=config.rank)

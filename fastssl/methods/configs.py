@@ -248,7 +248,7 @@ class InvCLRConfig:
     over: Literal["simclr", "mocov2"] = "simclr"
     """The contrastive method that is penalised."""
     penalty: float = 0.01
-    """Weight lambda of the gradient penalty (0.1 on CIFAR, 0.01 on Spirograph; too much collapses)."""
+    """Weight lambda of the penalty: 0.1 on CIFAR, 0.01 on Spirograph. Too much collapses."""
     clip: float = 1000.0
     """Bound of the penalty (1 on CIFAR, 1000 on Spirograph); above it the gradient is zero."""
     expectation: Literal["closed", "monte-carlo"] = "closed"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,19 +44,21 @@ class MoCoV2(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views (N, C, S, S); keys of this batch join the queue after."""
         check_two_views("mocov2", views)
-        pairs = [views] if self.queries == "first" else [views, views[::-1]]
-        losses, similarities, keys = [], [], []
-        for of_query, of_key in pairs:
-            q_ND = self.projector(self.backbone(of_query))
-            k_ND = self.keys(of_key)
-            losses.append(self.loss(q_ND, k_ND, self.queue))
-            similarities.append(F.cosine_similarity(q_ND.detach(), k_ND).mean())
-            keys.append(k_ND)
-        if self.training:
-            for k_ND in keys:
-                self.queue.enqueue(k_ND)
-        loss = torch.stack(losses).mean()
-        return loss, {"positive_similarity": torch.stack(similarities).mean()}
+        first = self._loss(self.backbone(views[0]), views[1])
+        if self.queries == "first":
+            loss, similarity, keys = first[0], first[1], [first[2]]
+        else:
+            second = self._loss(self.backbone(views[1]), views[0])
+            loss, similarity = ((a + b) / 2 for a, b in zip(first[:2], second[:2], strict=True))
+            keys = [first[2], second[2]]
+        self._enqueue(keys)
+        return loss, {"positive_similarity": similarity}
+
+    def contrast(self, h_NF: Tensor, view: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same with queries from features (N, F) and keys from a view."""
+        loss, similarity, k_ND = self._loss(h_NF, view)
+        self._enqueue([k_ND])
+        return loss, {"positive_similarity": similarity}
 
     def after_step(self, step: int, total: int) -> None:
         """Moves the key encoder."""
@@ -73,3 +74,13 @@ class MoCoV2(nn.Module):
 
     def _encoder(self) -> nn.Sequential:
         return nn.Sequential(self.backbone, self.projector)
+
+    def _loss(self, h_NF: Tensor, of_key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_ND, k_ND = self.projector(h_NF), self.keys(of_key)
+        similarity = F.cosine_similarity(q_ND.detach(), k_ND).mean()
+        return self.loss(q_ND, k_ND, self.queue), similarity, k_ND
+
+    def _enqueue(self, keys: list[Tensor]) -> None:
+        if self.training:
+            for k_ND in keys:
+                self.queue.enqueue(k_ND)

@@ -47,9 +47,11 @@ class SimCLR(nn.Module):
         as in the paper; the order of the views does not matter.
         """
         check_two_views("simclr", views)
-        z0_ND, z1_ND = self.projector(self.features(torch.cat(views))).chunk(2)
-        similarity_N = F.cosine_similarity(z0_ND.detach(), z1_ND.detach())
-        return self.loss(z0_ND, z1_ND), {"positive_similarity": similarity_N.mean()}
+        return self._loss(self.features(torch.cat(views)))
+
+    def contrast(self, h_NF: Tensor, view: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, of the first view's features (N, F) and the second view."""
+        return self._loss(torch.cat([h_NF, self.features(view)]))
 
     def features(self, x_NCSS: Tensor) -> Tensor:
         """(N, F) representation for evaluation: the encoder's output, before the projector."""
@@ -58,3 +60,8 @@ class SimCLR(nn.Module):
     def chance_loss(self, num_samples: int) -> float:
         """The loss of embeddings that are all alike: log(2N - 1)."""
         return math.log(2 * num_samples - 1)
+
+    def _loss(self, h_MF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        z0_ND, z1_ND = self.projector(h_MF).chunk(2)
+        similarity_N = F.cosine_similarity(z0_ND.detach(), z1_ND.detach())
+        return self.loss(z0_ND, z1_ND), {"positive_similarity": similarity_N.mean()}

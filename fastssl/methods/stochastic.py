@@ -62,9 +62,15 @@ class Stochastic(nn.Module):
             z_MD = self.projector(posterior.sample_ND.to(h_MF.dtype))
         contrast = self.loss(*z_MD.chunk(2))
         rate = posterior.rate_N.mean()
-        beta = self.beta * (self.steps / max(self.warmup_steps, 1)).clamp(max=1.0)
+        weight = self.beta * self._progress().to(rate.dtype)
         metrics = {"contrast": contrast.detach(), "rate_bits": rate.detach() / NATS_PER_BIT}
-        return contrast + beta.to(rate.dtype) * rate, metrics
+        return contrast + weight * rate, metrics
+
+    def _progress(self) -> Tensor:
+        """Of the warm-up of beta, 0 to 1."""
+        if not self.warmup_steps:
+            return torch.ones_like(self.steps)
+        return (self.steps / self.warmup_steps).clamp(max=1.0)
 
     def after_step(self, step: int, total: int) -> None:
         """Counts steps for the warm-up of beta."""

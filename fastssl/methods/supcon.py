@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.augment.drawn import Drawn
 from fastssl.losses import SupConLoss
 from fastssl.methods.configs import SupConConfig
 from fastssl.methods.views import check_two_views
@@ -32,13 +33,15 @@ class SupCon(nn.Module):
         self.loss = SupConLoss(config.temperature, form=config.form)
 
     def forward(
-        self, views: tuple[Tensor, Tensor], labels_N: Tensor | None
+        self, views: tuple[Tensor, Tensor], table: Drawn
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of two views (N, C, S, S) and int64 labels (N,)."""
+        """Loss and metrics of two views (N, C, S, S) whose table knows their classes."""
         check_two_views("supcon", views)
+        if table.class_N is None:
+            raise ValueError("supcon: expected data with classes (one folder per class), got none")
         z0_ND, z1_ND = self.projector(self.backbone(torch.cat(views))).chunk(2)
         similarity_N = F.cosine_similarity(z0_ND.detach(), z1_ND.detach())
-        loss = self.loss(torch.stack([z0_ND, z1_ND], dim=1), labels_N)
+        loss = self.loss(torch.stack([z0_ND, z1_ND], dim=1), table.class_N)
         return loss, {"positive_similarity": similarity_N.mean()}
 
     def features(self, x_NCSS: Tensor) -> Tensor:

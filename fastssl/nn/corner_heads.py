@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class CornerHeads(nn.Module):
         self.norm = norm
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             bound = 1 / math.sqrt(before)
             self.weights.append(torch.empty(num_corners, after, before).uniform_(-bound, bound))
             self.biases.append(torch.empty(num_corners, after).uniform_(-bound, bound))

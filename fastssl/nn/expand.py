@@ -43,7 +43,7 @@ class BottleneckExpand(nn.Module):
 
 
 def expand(backbone: nn.Module, dim: int, *, hidden: int = 512) -> nn.Module:
-    """Puts a ``BottleneckExpand`` before the pooling of a torchvision ResNet or a ConvNet, in place.
+    """Puts a ``BottleneckExpand`` before the pooling of a ResNet or the convnet, in place.
 
     Raises ValueError for a backbone without such a place.
     """

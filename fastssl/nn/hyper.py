@@ -86,9 +86,7 @@ class HyperEncoder(nn.Module):
         self.num_bits = num_bits
         self.net = backbone
         self.blocks = conditioned_blocks(backbone)
-        self.embed = nn.ModuleList(
-            nn.Linear(num_bits, embedding, bias=False) for _ in self.blocks
-        )
+        self.embed = nn.ModuleList(nn.Linear(num_bits, embedding, bias=False) for _ in self.blocks)
         for layer in self.embed:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self.kernels = nn.ModuleList()

@@ -37,7 +37,7 @@ class GaussianLatent(nn.Module):
 
     def forward(self, h_NF: Tensor) -> Posterior:
         """mu and softplus scale from a linear map; reparameterised sample."""
-        mu_ND, raw_ND = self.parameters_of(h_NF).float().chunk(2, dim=1)
+        mu_ND, raw_ND = _wide(self.parameters_of(h_NF)).chunk(2, dim=1)
         scale_ND = F.softplus(raw_ND) + _LEAST_SCALE
         sample_ND = mu_ND + scale_ND * torch.randn_like(mu_ND)
         rate_ND = 0.5 * (mu_ND.square() + scale_ND.square() - 1) - scale_ND.log()
@@ -62,7 +62,7 @@ class BernoulliLatent(nn.Module):
 
     def forward(self, h_NF: Tensor) -> Posterior:
         """Logits from a linear map."""
-        logits_ND = self.parameters_of(h_NF).float()
+        logits_ND = _wide(self.parameters_of(h_NF))
         u_ND = torch.rand_like(logits_ND).clamp(1e-6, 1 - 1e-6)
         soft_ND = torch.sigmoid((logits_ND + torch.logit(u_ND)) / self.relaxation)
         if self.sampling == "hard":
@@ -94,7 +94,7 @@ class CategoricalLatent(nn.Module):
 
     def forward(self, h_NF: Tensor) -> Posterior:
         """Logits from a linear map."""
-        logits_NGK = self.parameters_of(h_NF).float().unflatten(1, (-1, self.values))
+        logits_NGK = _wide(self.parameters_of(h_NF)).unflatten(1, (-1, self.values))
         noise_NGK = -torch.log(-torch.log(torch.rand_like(logits_NGK).clamp(1e-6, 1 - 1e-6)))
         soft_NGK = ((logits_NGK + noise_NGK) / self.relaxation).softmax(2)
         if self.sampling == "hard":
@@ -102,6 +102,11 @@ class CategoricalLatent(nn.Module):
         log_NGK = logits_NGK.log_softmax(2)
         rate_NG = (log_NGK.exp() * log_NGK).sum(2) + math.log(self.values)
         return Posterior(soft_NGK.flatten(1), _one_hot(logits_NGK).flatten(1), rate_NG.sum(1))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: rates are sums over many dimensions."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _one_hot(x_NGK: Tensor) -> Tensor:

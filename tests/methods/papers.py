@@ -12,6 +12,9 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from fastssl.augment import spirograph
+from fastssl.augment.drawn import Drawn
+
 
 def encoded(method, views):
     """The two views through encoder and projector, each a batch of its own."""
@@ -170,7 +173,7 @@ def vicreg(method, views, info):
 
 def supcon(method, views, info):
     """Eq. 2 of Khosla et al. 2020."""
-    labels = [int(label) for label in info] * 2
+    labels = [int(label) for label in info.class_N] * 2
     tau = method.loss.temperature
     z = method.projector(method.backbone(torch.cat(views)))
     total = 0.0
@@ -183,9 +186,124 @@ def supcon(method, views, info):
     return total / len(z)
 
 
+def cissl(method, views, info):
+    """Section 4.1 of Dubois et al. 2022: self column kept, half of the target on it."""
+    tau, n = method.loss.temperature, len(views[0])
+    h = method.backbone(torch.cat(views))
+    a, b = method.student(h), method.teacher(h)
+    total = 0.0
+    for r in range(2 * n):
+        logits = torch.stack([cosine(a[r], b[c]) / tau for c in range(2 * n)])
+        logs = torch.log_softmax(logits, 0)
+        total = total - (logs[r] + logs[(r + n) % (2 * n)]) / 2
+    return total / (2 * n)
+
+
+def dissl(method, views, info):
+    """Section 4.2 of Dubois et al. 2022, for two views."""
+    n, tau_t = len(views[0]), method.loss.settings["teacher_temperature"]
+    h = method.backbone(torch.cat(views))
+    t = [torch.softmax(x / tau_t, 1) for x in method.teacher(h).chunk(2)]
+    s = [torch.softmax(x, 1) for x in method.student(h).chunk(2)]
+
+    def ce(p, q):
+        return -sum(torch.dot(p[i], torch.log(q[i])) for i in range(n)) / n
+
+    def entropy(p):
+        return -torch.dot(p, torch.log(p))
+
+    distil = (ce(t[0], s[1]) + ce(t[1], s[0])) / 2
+    invariance = (ce(t[0], t[1]) + ce(t[1], t[0])) / 2
+    maximality = (entropy(t[0].mean(0)) + entropy(t[1].mean(0))) / 2
+    weight = method.loss.settings
+    return distil + weight["invariance"] * invariance - weight["maximality"] * maximality
+
+
+def stochastic(method, views, info):
+    """The reconstruction of the module's docstring, Gaussian, at the full weight of the rate."""
+    h = method.backbone(torch.cat(views))
+    mu, raw = method.latent.parameters_of(h).chunk(2, dim=1)
+    s = nn.functional.softplus(raw) + 1e-4
+    z = method.projector((mu + s * torch.randn_like(mu)).to(h.dtype))
+    n, tau = len(views[0]), method.loss.temperature
+    total = 0.0
+    for i in range(2 * n):
+        p = (i + n) % (2 * n)
+        others = [cosine(z[i], z[k]) / tau for k in range(2 * n) if k not in (i, p)]
+        total = total + softmax_loss(cosine(z[i], z[p]) / tau, others) / (2 * n)
+        kl = 0.5 * (mu[i] ** 2 + s[i] ** 2 - 1 - torch.log(s[i] ** 2)).sum()
+        total = total + method.beta * kl / (2 * n)
+    return total
+
+
+def amortised(method, views, info):
+    """NT-Xent under the corner of this step, by the head of that corner."""
+    corner = int(info.corner)
+    h = method.backbone(torch.cat(views), info.bits_K.to(views[0].dtype))
+    first, second = (w[corner] for w in method.heads.weights)
+    b1, b2 = (b[corner] for b in method.heads.biases)
+    z = torch.relu(h @ first.T + b1) @ second.T + b2
+    n, tau = len(views[0]), method.loss.temperature
+    total = 0.0
+    for i in range(2 * n):
+        p = (i + n) % (2 * n)
+        others = [cosine(z[i], z[k]) / tau for k in range(2 * n) if k not in (i, p)]
+        total = total + softmax_loss(cosine(z[i], z[p]) / tau, others) / (2 * n)
+    return total
+
+
+def invclr(method, views, info):
+    """Section 3 of Foster et al. 2021 on Spirograph, the expectation by that of uniforms."""
+    alpha = info.nuisance_VNA[0]
+    view = spirograph.render(info.object_NT, alpha, side=views[0].shape[-1])
+    h = method.backbone(view)
+    inner = method.contrast
+    z = inner.projector(torch.cat([h, method.backbone(views[1])]))
+    n, tau = len(views[0]), inner.loss.temperature
+    total = 0.0
+    for i in range(2 * n):
+        p = (i + n) % (2 * n)
+        others = [cosine(z[i], z[k]) / tau for k in range(2 * n) if k not in (i, p)]
+        total = total + softmax_loss(cosine(z[i], z[p]) / tau, others) / (2 * n)
+    unit = normalize(h, dim=1)
+    signs = torch.randint(0, 2, unit.shape).to(unit.dtype) * 2 - 1
+    (g,) = torch.autograd.grad((signs * unit).sum(), alpha, create_graph=True)
+    low, high = (torch.tensor(x, dtype=g.dtype) for x in spirograph_limits())
+    variance = 0.0
+    for i in range(n):
+        for a in range(g.shape[1]):
+            variance = variance + g[i, a] ** 2 * (high[a] - low[a]) ** 2 / 12 / n
+        variance = variance + torch.dot(g[i], (low + high) / 2 - alpha[i].detach()) ** 2 / n
+    return total + method.penalty * torch.clamp(variance, max=method.clip)
+
+
+def spirograph_limits():
+    """Ranges of (h, b_r, f_g, b_g, f_b, b_b), section 5 of the paper and its code."""
+    return [0.5, 0.0, 0.4, 0.0, 0.4, 0.0], [2.5, 0.6, 1.0, 0.6, 1.0, 0.6]
+
+
+def told(n, dtype=torch.float32):
+    """A table with everything that some method reads, for N samples."""
+    g = torch.Generator().manual_seed(5)
+    low, high = (torch.tensor(x, dtype=dtype) for x in spirograph_limits())
+    unit = torch.rand(2, n, 6, generator=g, dtype=dtype)
+    objects = torch.rand(n, 4, generator=g, dtype=dtype) * 0.5 + torch.tensor([2.5, 0.5, 0.4, 0.5])
+    return Drawn(
+        labels_VNO=torch.ones(2, n, 6, dtype=torch.int8),
+        bits_K=torch.tensor([1.0, 0.0]),
+        corner=torch.tensor(1),
+        object_NT=objects.to(dtype),
+        nuisance_VNA=low + (high - low) * unit,
+        class_N=torch.arange(n) % 3,
+    )
+
+
 PAPERS = {
     f.__name__: f
-    for f in (simclr, mocov2, mocov3, simsiam, byol, swav, dino, barlow, vicreg, supcon)
+    for f in (
+        *(simclr, mocov2, mocov3, simsiam, byol, swav, dino, barlow, vicreg, supcon),
+        *(invclr, amortised, cissl, dissl, stochastic),
+    )
 }
 
 SMALL = {
@@ -206,11 +324,28 @@ SMALL = {
     "barlow": {"projector_dims": (32, 32, 12)},
     "vicreg": {"projector_dims": (32, 32, 12)},
     "supcon": {"projector_dims": (32, 16)},
+    "invclr": {"projector_dims": (32, 16), "penalty": 1e-4},
+    "amortised": {"projector_dims": (32, 16)},
+    "cissl": {"projector_dims": (32, 16)},
+    "dissl": {"num_outputs": 12, "teacher_hidden_dims": (32,), "bottleneck_dim": 16},
+    "stochastic": {"latent": "gaussian", "latent_dim": 16, "projector_dims": (32, 16)},
 }
 """Settings that make a method small enough for loops; what is not here keeps its default."""
 
-ASYMMETRIC = {"mocov2"}
-"""Methods whose first view plays another part than the second."""
+ASYMMETRIC = {"mocov2", "invclr", "stochastic"}
+"""Methods whose first view plays another part than the second, or has other random numbers."""
+
+RANDOM = {"stochastic", "invclr"}
+"""Methods that draw numbers in their forward: row n has its own, so that order matters."""
+
+UNUSED: dict[str, str] = {}
+"""Parameters whose gradient may vanish."""
+
+OWN_FEATURES = {
+    "amortised": lambda method: method.backbone.num_features,
+    "stochastic": lambda method: 16,
+}
+"""Width of the features of methods that do not take them from the backbone as it is."""
 
 
 def lowest_simclr(method, n):
@@ -220,13 +355,25 @@ def lowest_simclr(method, n):
     return math.log(math.exp(1 / tau) + negatives) - 1 / tau
 
 
+def lowest_dissl(method, n):
+    """Every teacher uniform over its own outputs: B = 16 of them would need more than C = 12."""
+    weight, c = method.loss.settings, len(method.student[-1].weight)
+    return -weight["maximality"] * math.log(c)
+
+
 def lowest_supcon(method, n):
     """A bound where views of one class coincide, as far from the others as one likes."""
     sizes = torch.bincount(torch.arange(n) % 3).repeat_interleave(2) * 2
     return sum(size.item() * math.log(size.item() - 1) for size in sizes[::2]) / (2 * n)
 
 
-LOWEST = {"supcon": lowest_supcon, "simclr": lowest_simclr, "simsiam": lambda method, n: -1.0}
+LOWEST = {
+    "invclr": lambda method, n: lowest_simclr(method.contrast, n),
+    "supcon": lowest_supcon,
+    "dissl": lowest_dissl,
+    "simclr": lowest_simclr,
+    "simsiam": lambda method, n: -1.0,
+}
 """A lower bound of the loss on N samples; 0 for methods that are not here."""
 
 
