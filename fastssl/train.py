@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastssl import _extras
 from fastssl._cli import flag_value, guarded, parse
-from fastssl.recipes.run import Run
+from fastssl.recipes.run import Run, flags_of
 
 DESCRIPTION = """\
 Train an encoder without labels: embedded Spirograph images by default, or a folder of yours.
@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     _extras.check("tyro", "rich", "yaml", "safetensors", extra="train")
-    run = parse(Run, argv, prog="python -m fastssl.train", text=DESCRIPTION, default=_default(argv))
+    flags = flags_of(_default(argv))
+    prog = "python -m fastssl.train"
+    given = parse(type(flags), argv, prog=prog, text=DESCRIPTION, default=flags)
+    run = Run(train=given.train, method=given.method)
     from fastssl.recipes import assemble
 
     if run.train.preview:

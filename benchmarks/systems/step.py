@@ -69,7 +69,7 @@ def train_step(
     place(method, CPU)
     prepare(method)
     optimizer = build_optimizer(method, TrainConfig(batch_size=batch_size))
-    step = TrainStep(method, optimizer, Guard(method, CPU), device=CPU, precision="fp32")
+    step = TrainStep(method, optimizer, Guard(method, CPU), device=CPU, precision="fp32", total=100)
     source = SpirographSource()
     batch = source.batch(torch.arange(batch_size).numpy(), seed=0, epoch=0)
     views = [place_batch(batch, CPU)]

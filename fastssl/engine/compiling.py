@@ -42,6 +42,10 @@ def compile_method(method: nn.Module, console: Console, *, whole: bool) -> None:
     logging.getLogger("torch.utils.cpp_extension").addFilter(
         lambda record: "No CUDA runtime is found" not in record.getMessage()
     )
+    from torch import _dynamo  # slow to import
+
+    # a penalty on gradients is part of the graph (methods/invclr.py)
+    _dynamo.config.trace_autograd_ops = hasattr(method, "leaves")
     method.compile(fullgraph=whole, dynamic=False)
 
 

@@ -143,7 +143,7 @@ class _Training:
             compile_method(self.method, self.console, whole=self.ranks.size == 1)
         self.train_step = TrainStep(
             self.method, self.optimizer, self.guard,
-            device=self.device, precision=config.precision, ranks=self.ranks,
+            device=self.device, precision=config.precision, total=self.total, ranks=self.ranks,
         )  # fmt: skip
         if self.warmup != config.warmup_steps:
             self.console.line(f"warm-up shortened to {self.warmup} of {self.total} steps")

@@ -104,9 +104,8 @@ def rehearse(method: nn.Module, source: Source) -> None:
 
     Raises ValueError (a setting of the method's) or RuntimeError (views too small for the encoder).
     """
-    batch = source.rehearsal(4)
-    with torch.no_grad():
-        copy.deepcopy(method)(batch.views, batch.table)
+    batch, twin = source.rehearsal(4), copy.deepcopy(method)
+    twin(batch.views, getattr(twin, "leaves", lambda table: table)(batch.table))
 
 
 @dataclass(frozen=True)
@@ -209,6 +208,6 @@ def _saved_bytes(method: nn.Module, batch: Batch) -> int:
     device = next(method.parameters()).device
     views, table = place_batch(batch, device)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss, _ = method(views, table)
+        loss, _ = method(views, getattr(method, "leaves", lambda table: table)(table))
     del loss
     return sum(kept.values())

@@ -69,7 +69,8 @@ class Source(Protocol):
 class Method(Protocol):
     """An ``nn.Module`` that turns views, and the table of their parameters, into a loss.
 
-    ``after_step(step)`` is optional.
+    Optional: ``after_step(step, total_steps)`` after each update; ``leaves(table)``, the table with
+    a gradient where ``forward`` differentiates by it, called before each step; ``chance_loss(N)``.
     """
 
     backbone: nn.Module

@@ -50,6 +50,7 @@ class TrainStep:
         *,
         device: torch.device,
         precision: Precision,
+        total: int,
         ranks: Ranks = ALONE,
     ) -> None:
         self._method = method
@@ -59,6 +60,8 @@ class TrainStep:
         self._guard = guard
         self._device = device
         self._precision = precision
+        self._total = total
+        self._leaves = getattr(method, "leaves", lambda table: table)
         self._trained = [p for p in method.parameters() if p.requires_grad]
 
     def __call__(self, batches: Sequence[Placed], *, step: int, lr: float) -> StepResult:
@@ -70,8 +73,9 @@ class TrainStep:
         sums: dict[str, Tensor] = {}
         for position, batch in enumerate(batches):
             with self._averaging(position == len(batches) - 1):
+                table = self._leaves(batch.table)
                 with autocast(self._precision, self._device):
-                    loss, metrics = self._forward(batch.views, batch.table)
+                    loss, metrics = self._forward(batch.views, table)
                 (loss * share).backward()
             total = total + loss.detach() * share
             for name, value in metrics.items():
@@ -82,7 +86,7 @@ class TrainStep:
         self._update(bad, lr)
         after_step = getattr(self._method, "after_step", None)
         if after_step is not None:
-            after_step(step)
+            after_step(step, self._total)
         self._guard.undo(bad)
         return StepResult(loss=total, grad_norm=norm, metrics=sums)
 

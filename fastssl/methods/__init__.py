@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from fastssl.methods.configs import SimCLRConfig
+from fastssl.methods import configs
 
 METHODS: dict[str, tuple[type, str]] = {
-    "simclr": (SimCLRConfig, "fastssl.methods.simclr:SimCLR"),
+    "simclr": (configs.SimCLRConfig, "fastssl.methods.simclr:SimCLR"),
+    "mocov2": (configs.MoCoV2Config, "fastssl.methods.mocov2:MoCoV2"),
+    "mocov3": (configs.MoCoV3Config, "fastssl.methods.mocov3:MoCoV3"),
+    "simsiam": (configs.SimSiamConfig, "fastssl.methods.simsiam:SimSiam"),
+    "byol": (configs.BYOLConfig, "fastssl.methods.byol:BYOL"),
+    "swav": (configs.SwAVConfig, "fastssl.methods.swav:SwAV"),
+    "dino": (configs.DINOConfig, "fastssl.methods.dino:DINO"),
+    "barlow": (configs.BarlowConfig, "fastssl.methods.barlow:BarlowTwins"),
+    "vicreg": (configs.VICRegConfig, "fastssl.methods.vicreg:VICReg"),
+    "supcon": (configs.SupConConfig, "fastssl.methods.supcon:SupCon"),
+    "invclr": (configs.InvCLRConfig, "fastssl.methods.invclr:InvCLR"),
+    "amortised": (configs.AmortisedConfig, "fastssl.methods.amortised:Amortised"),
+    "cissl": (configs.CISSLConfig, "fastssl.methods.cissl:CISSL"),
+    "dissl": (configs.DISSLConfig, "fastssl.methods.dissl:DISSL"),
+    "stochastic": (configs.StochasticConfig, "fastssl.methods.stochastic:Stochastic"),
 }

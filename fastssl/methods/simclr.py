@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastssl.augment.drawn import Drawn
 from fastssl.losses import NTXentLoss
 from fastssl.methods.configs import SimCLRConfig
+from fastssl.methods.views import check_two_views
 from fastssl.nn.heads import projector
 
 
@@ -38,21 +39,19 @@ class SimCLR(nn.Module):
         self.loss = NTXentLoss(config.temperature)
 
     def forward(
-        self, views: tuple[Tensor, Tensor], table: Drawn | None
+        self, views: tuple[Tensor, Tensor], table: Drawn | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views, each (N, C, S, S), whose rows are the same N samples.
-
-        ``table``, the parameters that made the views, is not used.
 
         Both views pass the network as one batch, so that batch normalisation sees them together
         as in the paper; the order of the views does not matter.
         """
-        if len(views) != 2 or views[0].shape != views[1].shape:
-            shapes = [tuple(view.shape) for view in views]
-            raise ValueError(f"simclr: expected two views of one shape, received {shapes}")
-        z0_ND, z1_ND = self.projector(self.features(torch.cat(views))).chunk(2)
-        similarity_N = F.cosine_similarity(z0_ND.detach(), z1_ND.detach())
-        return self.loss(z0_ND, z1_ND), {"positive_similarity": similarity_N.mean()}
+        check_two_views("simclr", views)
+        return self._loss(self.features(torch.cat(views)))
+
+    def contrast(self, h_NF: Tensor, view: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, of the first view's features (N, F) and the second view."""
+        return self._loss(torch.cat([h_NF, self.features(view)]))
 
     def features(self, x_NCSS: Tensor) -> Tensor:
         """(N, F) representation for evaluation: the encoder's output, before the projector."""
@@ -61,3 +60,8 @@ class SimCLR(nn.Module):
     def chance_loss(self, num_samples: int) -> float:
         """The loss of embeddings that are all alike: log(2N - 1)."""
         return math.log(2 * num_samples - 1)
+
+    def _loss(self, h_MF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        z0_ND, z1_ND = self.projector(h_MF).chunk(2)
+        similarity_N = F.cosine_similarity(z0_ND.detach(), z1_ND.detach())
+        return self.loss(z0_ND, z1_ND), {"positive_similarity": similarity_N.mean()}

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fastssl.engine.config import TrainConfig
 from fastssl.methods import METHODS
-from fastssl.methods.configs import SimCLRConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +16,15 @@ class Run:
     """Everything one training run is made of; ``config.yaml`` is its plain form."""
 
     train: TrainConfig
-    method: SimCLRConfig
+    method: typing.Any  # the settings of METHODS[train.method]
+
+
+def flags_of(run: Run) -> typing.Any:
+    """The same as an instance of a class whose fields' types are those of this run, for flags."""
+    fields = [("train", type(run.train)), ("method", type(run.method))]
+    return dataclasses.make_dataclass("Run", fields, frozen=True, kw_only=True)(
+        train=run.train, method=run.method
+    )
 
 
 def method_config(name: str) -> type:

@@ -26,8 +26,8 @@ def momentum_method(toy):
             target_NF = self.slow(views[1])
             return loss + 0.01 * (self.backbone(views[0]) - target_NF).square().mean(), metrics
 
-        def after_step(self, step):
-            super().after_step(step)
+        def after_step(self, step, total):
+            super().after_step(step, total)
             self.slow.update(self.backbone, momentum=cosine_momentum(step, base=0.9, total=24))
 
     def build():

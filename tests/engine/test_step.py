@@ -29,7 +29,7 @@ def build(method, optimizer="adamw", precision="fp32"):
     config = TrainConfig(optimizer=optimizer, lr=0.1, batch_size=4)
     built = build_optimizer(method, config)
     guard = Guard(method, CPU)
-    return TrainStep(method, built, guard, device=CPU, precision=precision), built, guard
+    return TrainStep(method, built, guard, device=CPU, precision=precision, total=100), built, guard
 
 
 def views(toy, step: int, **source):

@@ -142,7 +142,7 @@ class ToyMethod(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         return self.backbone(x)
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, total: int) -> None:
         self.counting.calls += 1
         with torch.no_grad():
             for slow, fast in zip(

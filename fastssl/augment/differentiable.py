@@ -1,0 +1,98 @@
+"""Views as differentiable functions of their parameters: the two families of InvCLR's penalty.
+
+Foster et al. 2021 (arXiv:2010.09515): for Spirograph alpha are the six nuisances; for photographs
+the factors of brightness, contrast, saturation and hue, applied in this order to ``Drawn.base``,
+  b: clamp(b x);  c: clamp(c x + (1-c) mean grey);  s: clamp(s x + (1-s) grey);  hue: YIQ rotation
+then grey and the normalisation. Plain torch: any derivative, and one graph under torch.compile.
+"""
+
+# shapes: N samples, V views, A parameters, C channels, S side
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fastssl.augment import spirograph
+from fastssl.augment.drawn import Drawn
+from fastssl.augment.policy import CIFAR10
+from fastssl.augment.presets import invclr
+from fastssl.kernels.augment.table import STAGE_BIT, VALUES, Table
+
+JITTER = ("brightness", "contrast", "saturation", "hue")
+_COLUMNS = [VALUES.index(name) for name in JITTER]
+# made once: a compiled step sees constants
+_SPIROGRAPH = (spirograph.NUISANCE_LOW.tolist(), spirograph.NUISANCE_HIGH.tolist())
+_RANGES = [getattr(invclr(32).corners[0].views[0], name) for name in JITTER]
+_JITTER = ([low for low, _ in _RANGES], [high for _, high in _RANGES])
+_GREY = (0.299, 0.587, 0.114)
+_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+
+
+def with_leaf(drawn: Drawn) -> Drawn:
+    """The same table, with a gradient for the parameters that ``alpha_of`` reads.
+
+    Raises ValueError for a table of neither family.
+    """
+    if drawn.nuisance_VNA is not None:
+        return replace(drawn, nuisance_VNA=drawn.nuisance_VNA.detach().requires_grad_())
+    if not drawn.base:
+        raise ValueError(
+            "invclr: expected data with differentiable parameters: spirograph, or images under "
+            "--augment invclr"
+        )
+    table = drawn.tables[0]
+    leaf = Table(table.values_VNP.detach().requires_grad_(), table.codes_VNC)
+    return replace(drawn, tables=(leaf, *drawn.tables[1:]))
+
+
+def alpha_of(drawn: Drawn, view: int) -> Tensor:
+    """(N, A): the differentiable parameters of one view."""
+    if drawn.nuisance_VNA is not None:
+        return drawn.nuisance_VNA[view]
+    return drawn.tables[0].values_VNP[view][:, _COLUMNS]
+
+
+def limits_of(drawn: Drawn) -> tuple[Tensor, Tensor]:
+    """(A,) lower and upper ends of the uniform distributions that alpha is drawn from."""
+    if drawn.nuisance_VNA is not None:
+        like = drawn.nuisance_VNA
+        return like.new_tensor(_SPIROGRAPH[0]), like.new_tensor(_SPIROGRAPH[1])
+    like = drawn.tables[0].values_VNP
+    return like.new_tensor(_JITTER[0]), like.new_tensor(_JITTER[1])
+
+
+def rerender(drawn: Drawn, view: int, alpha_NA: Tensor, *, side: int) -> Tensor:
+    """(N, 3, S, S): the view under other parameters; under its own it is the view itself."""
+    if drawn.nuisance_VNA is not None:
+        assert drawn.object_NT is not None
+        return spirograph.render(drawn.object_NT, alpha_NA, side=side)
+    stages_N = drawn.tables[0].code("stages")[view]
+    base_NCSS = drawn.base[view].to(alpha_NA.dtype)
+    runs_N = (stages_N & STAGE_BIT["jitter"]) != 0
+    x_NCSS = torch.where(runs_N.view(-1, 1, 1, 1), jittered(base_NCSS, alpha_NA), base_NCSS)
+    gray_N = (stages_N & STAGE_BIT["gray"]) != 0
+    x_NCSS = torch.where(gray_N.view(-1, 1, 1, 1), grey(x_NCSS).expand_as(x_NCSS), x_NCSS)
+    mean, std = (x_NCSS.new_tensor(CIFAR10[name]).view(3, 1, 1) for name in ("mean", "std"))
+    return (x_NCSS - mean) / std
+
+
+def jittered(x_NCSS: Tensor, alpha_NA: Tensor) -> Tensor:
+    """Brightness, contrast, saturation, hue, in this order."""
+    b, c, s, hue = (column.view(-1, 1, 1, 1) for column in alpha_NA.unbind(1))
+    x_NCSS = (b * x_NCSS).clamp(0, 1)
+    x_NCSS = (c * x_NCSS + (1 - c) * grey(x_NCSS).mean((2, 3), keepdim=True)).clamp(0, 1)
+    x_NCSS = (s * x_NCSS + (1 - s) * grey(x_NCSS)).clamp(0, 1)
+    angle = 2 * math.pi * hue
+    yiq = torch.tensor(_YIQ, dtype=torch.float64)
+    y, i, q = torch.einsum("dc,nchw->dnhw", yiq.to(x_NCSS), x_NCSS).unsqueeze(2)
+    turned = torch.cat([y, angle.cos() * i - angle.sin() * q, angle.sin() * i + angle.cos() * q], 1)
+    return torch.einsum("dc,nchw->ndhw", torch.linalg.inv(yiq).to(x_NCSS), turned)
+
+
+def grey(x_NCSS: Tensor) -> Tensor:
+    """(N, 1, S, S): Rec. 601 luma."""
+    weights = x_NCSS.new_tensor(_GREY).view(3, 1, 1)
+    return (x_NCSS * weights).sum(1, keepdim=True)

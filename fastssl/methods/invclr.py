@@ -1,0 +1,90 @@
+"""InvCLR (Foster, Pukdee, Rainforth 2021, arXiv:2010.09515): a gradient penalty for invariance.
+
+h(alpha) = f(t(x; alpha)) / |.|        alpha: the differentiable parameters of the first view
+G_n = d/d alpha_n  sum_nd r_nd h_nd,   r Rademacher, fresh at every step
+V = mean_n E_alpha' [(G_n . (alpha' - alpha_n))^2],   L = L_contrast + lambda min(V, u)
+"closed": E = sum_a G_na^2 (high_a - low_a)^2 / 12 + (G_n . (mean - alpha_n))^2 for the uniform
+alpha'; "monte-carlo": the authors' mean over 100 draws. The views pass the encoder separately.
+"""
+
+# shapes: N batch, C channels, S side, F features, A parameters, D embedding, L draws
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastssl.augment.differentiable import alpha_of, limits_of, rerender, with_leaf
+from fastssl.augment.drawn import Drawn
+from fastssl.methods.configs import InvCLRConfig, MoCoV2Config, SimCLRConfig
+from fastssl.methods.mocov2 import MoCoV2
+from fastssl.methods.simclr import SimCLR
+from fastssl.methods.views import check_two_views
+
+_DRAWS = 100
+
+
+class InvCLR(nn.Module):
+    """SimCLR or MoCo v2 whose features are pressed not to move with a view's parameters.
+
+    backbone: (N, 3, S, S) -> (N, F), with F as its ``num_features``.
+    """
+
+    def __init__(self, backbone: nn.Module, config: InvCLRConfig) -> None:
+        super().__init__()
+        shared = {"temperature": config.temperature, "projector_dims": config.projector_dims}
+        self.contrast: nn.Module
+        if config.over == "simclr":
+            self.contrast = SimCLR(backbone, SimCLRConfig(**shared))
+        else:
+            queue = {"queue_size": config.queue_size, "momentum": config.momentum}
+            splits = {"bn_splits": config.bn_splits}
+            self.contrast = MoCoV2(backbone, MoCoV2Config(**shared, **queue, **splits))
+        self.penalty, self.clip = config.penalty, config.clip
+        self.expectation, self.normalise = config.expectation, config.normalise
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder."""
+        return self.contrast.backbone  # type: ignore[return-value]
+
+    def leaves(self, table: Drawn) -> Drawn:
+        """The table as ``forward`` needs it: alpha with a gradient. Called before each step."""
+        return with_leaf(table)
+
+    def forward(
+        self, views: tuple[Tensor, Tensor], table: Drawn
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of two views (N, C, S, S); the first is made anew from its alpha."""
+        check_two_views("invclr", views)
+        alpha_NA = alpha_of(table, 0)
+        view_NCSS = rerender(table, 0, alpha_NA, side=views[0].shape[-1]).to(views[0].dtype)
+        h_NF = self.backbone(view_NCSS)
+        loss, metrics = self.contrast.contrast(h_NF, views[1])  # type: ignore[operator]
+        variance = self._variance(h_NF, alpha_NA, table)
+        metrics = {**metrics, "contrast": loss.detach(), "variance": variance.detach()}
+        return loss + self.penalty * variance.clamp(max=self.clip), metrics
+
+    def features(self, x_NCSS: Tensor) -> Tensor:
+        """(N, F) representation for evaluation: the encoder's output, before the projector."""
+        return self.backbone(x_NCSS)
+
+    def after_step(self, step: int, total: int) -> None:
+        """Moves MoCo's key encoder."""
+        if isinstance(self.contrast, MoCoV2):
+            self.contrast.after_step(step, total)
+
+    def _variance(self, h_NF: Tensor, alpha_NA: Tensor, table: Drawn) -> Tensor:
+        """V of the module's equation."""
+        h_NF = h_NF.float() if h_NF.dtype.itemsize < 4 else h_NF
+        h_NF = F.normalize(h_NF, dim=1) if self.normalise == "unit" else h_NF
+        signs_NF = torch.randint(0, 2, h_NF.shape, device=h_NF.device).to(h_NF.dtype) * 2 - 1
+        (g_NA,) = torch.autograd.grad((signs_NF * h_NF).sum(), alpha_NA, create_graph=True)
+        low_A, high_A = limits_of(table)
+        if self.expectation == "monte-carlo":
+            unit_LNA = torch.rand(_DRAWS, *g_NA.shape, dtype=g_NA.dtype, device=g_NA.device)
+            apart_LNA = low_A + (high_A - low_A) * unit_LNA - alpha_NA.detach()
+            return (g_NA * apart_LNA).sum(2).square().mean()
+        spread_A = (high_A - low_A).square() / 12
+        offset_NA = (low_A + high_A) / 2 - alpha_NA.detach()
+        return ((g_NA.square() * spread_A).sum(1) + (g_NA * offset_NA).sum(1).square()).mean()

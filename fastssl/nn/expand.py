@@ -1,0 +1,62 @@
+"""Wider representations from the same ResNet: a bottleneck before the pooling.
+
+Dubois et al. 2022 (arXiv:2209.06235), "+dim": 1x1 to a hidden width, 3x3, 1x1 to d channels, each
+with batch normalisation; the input, repeated along the channels, is added where d is a multiple.
+"""
+
+# shapes: N batch, C channels in, D channels out
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.nn.convnet import ConvNet
+
+
+class BottleneckExpand(nn.Module):
+    """Maps (N, C, H, W) to (N, D, H, W), non-negative."""
+
+    def __init__(self, channels: int, dim: int, *, hidden: int = 512) -> None:
+        super().__init__()
+        if min(channels, dim, hidden) < 1:
+            raise ValueError(
+                f"BottleneckExpand: expected positive widths, received {channels}, {dim}, {hidden}"
+            )
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, hidden, 3, padding=1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, dim, 1, bias=False),
+            nn.BatchNorm2d(dim),
+        )
+        self.repeats = dim // channels if dim % channels == 0 else 0
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """(N, D, H, W)."""
+        out = self.layers(x_NCHW)
+        if self.repeats:
+            out = out + x_NCHW.repeat(1, self.repeats, 1, 1)
+        return torch.relu(out)
+
+
+def expand(backbone: nn.Module, dim: int, *, hidden: int = 512) -> nn.Module:
+    """Puts a ``BottleneckExpand`` before the pooling of a ResNet or the convnet, in place.
+
+    Raises ValueError for a backbone without such a place.
+    """
+    width = int(backbone.num_features)  # type: ignore[arg-type]
+    wider = BottleneckExpand(width, dim, hidden=hidden)
+    if isinstance(backbone, ConvNet):
+        backbone.layers.append(wider)
+    elif isinstance(getattr(backbone, "avgpool", None), nn.Module):
+        backbone.avgpool = nn.Sequential(wider, backbone.avgpool)  # type: ignore[arg-type]
+    else:
+        raise ValueError(
+            f"dim: expected a torchvision ResNet or the convnet as backbone, received "
+            f"{type(backbone).__name__}"
+        )
+    backbone.num_features = dim  # type: ignore[assignment]
+    return backbone
