@@ -55,8 +55,9 @@ def whole_loss_of_own(
     image_ND: Tensor, text_ND: Tensor, scale: float | Tensor, group: Group
 ) -> Tensor:
     """Neither: the same value; of W equal gradients of a feature only this rank's arrives."""
-    own = [_ShareOfGradient.apply(side_ND, num_ranks(group)) for side_ND in (image_ND, text_ND)]
-    return whole_loss(*own, scale, group)
+    share = num_ranks(group)
+    own_ND, other_ND = (_ShareOfGradient.apply(side_ND, share) for side_ND in (image_ND, text_ND))
+    return whole_loss(own_ND, other_ND, scale, group)
 
 
 class _AveragedGradient(torch.autograd.Function):

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from fastssl.data.decode import read
 from fastssl.data.headers import BadFile
+from fastssl.data.store import read_file
 
 _DALI_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG")
 _CROSSINGS = 16  # of the sinc on each side
@@ -44,7 +44,7 @@ def check_audio(path: str) -> AudioHeader:
     """The header of the file at ``path``; BadFile says why it cannot be used."""
     import soundfile
 
-    content = read(path)
+    content = read_file(path)
     if not content:
         raise BadFile("the file is empty (0 bytes)")
     try:
@@ -64,7 +64,9 @@ def decode_audio(path: str, header: AudioHeader, *, rate: int) -> Tensor:
     import soundfile
 
     try:
-        sample_LC, found = soundfile.read(io.BytesIO(read(path)), dtype="float32", always_2d=True)
+        sample_LC, found = soundfile.read(
+            io.BytesIO(read_file(path)), dtype="float32", always_2d=True
+        )
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise BadFile(f"cannot be decoded: {_one_line(error)}") from None
     if found != header.rate or len(sample_LC) < header.frames:

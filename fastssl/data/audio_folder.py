@@ -31,12 +31,12 @@ from fastssl.data.audio_decode import (
 )
 from fastssl.data.audio_views import AudioViews
 from fastssl.data.batch import Batch, Labelled, check_batch_size, part
-from fastssl.data.decode import read
 from fastssl.data.folder_labels import Split, find_split, labelled_indices
 from fastssl.data.headers import BadFile
 from fastssl.data.prefetch import Prefetcher
-from fastssl.data.scan import find_files, printable
+from fastssl.data.scan import find_files
 from fastssl.data.sounds import EXTENSIONS
+from fastssl.data.store import printable, read_file
 
 Backend = Literal["auto", "dali", "soundfile"]
 _REFILLS = 64  # candidates for one slot; after them the files in turn
@@ -264,7 +264,7 @@ class AudioFolderSource:
 
 def _content(path: str) -> bytes:
     try:
-        return read(path)
+        return read_file(path)
     except BadFile:
         return b"\0"  # no decoder takes it: soundfile is asked next, and says why
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastssl.methods import configs
+from fastssl.methods import configs, paper_configs
 
 METHODS: dict[str, tuple[type, str]] = {
     "simclr": (configs.SimCLRConfig, "fastssl.methods.simclr:SimCLR"),
@@ -15,9 +15,9 @@ METHODS: dict[str, tuple[type, str]] = {
     "barlow": (configs.BarlowConfig, "fastssl.methods.barlow:BarlowTwins"),
     "vicreg": (configs.VICRegConfig, "fastssl.methods.vicreg:VICReg"),
     "supcon": (configs.SupConConfig, "fastssl.methods.supcon:SupCon"),
-    "invclr": (configs.InvCLRConfig, "fastssl.methods.invclr:InvCLR"),
-    "amortised": (configs.AmortisedConfig, "fastssl.methods.amortised:Amortised"),
-    "cissl": (configs.CISSLConfig, "fastssl.methods.cissl:CISSL"),
-    "dissl": (configs.DISSLConfig, "fastssl.methods.dissl:DISSL"),
-    "stochastic": (configs.StochasticConfig, "fastssl.methods.stochastic:Stochastic"),
+    "invclr": (paper_configs.InvCLRConfig, "fastssl.methods.invclr:InvCLR"),
+    "amortised": (paper_configs.AmortisedConfig, "fastssl.methods.amortised:Amortised"),
+    "cissl": (paper_configs.CISSLConfig, "fastssl.methods.cissl:CISSL"),
+    "dissl": (paper_configs.DISSLConfig, "fastssl.methods.dissl:DISSL"),
+    "stochastic": (paper_configs.StochasticConfig, "fastssl.methods.stochastic:Stochastic"),
 }

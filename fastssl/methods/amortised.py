@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastssl.augment.drawn import Drawn
 from fastssl.kernels.enqueue.op import enqueue
 from fastssl.losses import InfoNCELoss, KeyQueue, MoCoLoss, NTXentLoss
-from fastssl.methods.configs import AmortisedConfig
+from fastssl.methods.paper_configs import AmortisedConfig
 from fastssl.methods.views import check_two_views
 from fastssl.nn.corner_heads import CornerHeads
 from fastssl.nn.ema import EMA, cosine_momentum

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastssl.augment.drawn import Drawn
 from fastssl.losses import CISSLLoss
-from fastssl.methods.configs import CISSLConfig
+from fastssl.methods.paper_configs import CISSLConfig
 from fastssl.methods.views import check_two_views
 from fastssl.nn.expand import expand
 from fastssl.nn.heads import mlp

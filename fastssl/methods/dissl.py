@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastssl.augment.drawn import Drawn
 from fastssl.losses import DISSLLoss
-from fastssl.methods.configs import DISSLConfig
+from fastssl.methods.paper_configs import DISSLConfig
 from fastssl.methods.views import by_size, check_crops
 from fastssl.nn.expand import expand
 from fastssl.nn.heads import mlp

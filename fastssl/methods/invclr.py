@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from fastssl.augment.differentiable import alpha_of, limits_of, rerender, with_leaf
 from fastssl.augment.drawn import Drawn
-from fastssl.methods.configs import InvCLRConfig, MoCoV2Config, SimCLRConfig
+from fastssl.methods.configs import MoCoV2Config, SimCLRConfig
 from fastssl.methods.mocov2 import MoCoV2
+from fastssl.methods.paper_configs import InvCLRConfig
 from fastssl.methods.simclr import SimCLR
 from fastssl.methods.views import check_two_views
 
@@ -32,14 +33,20 @@ class InvCLR(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: InvCLRConfig) -> None:
         super().__init__()
-        shared = {"temperature": config.temperature, "projector_dims": config.projector_dims}
+        temperature, dims = config.temperature, config.projector_dims
         self.contrast: nn.Module
         if config.over == "simclr":
-            self.contrast = SimCLR(backbone, SimCLRConfig(**shared))
+            settings = SimCLRConfig(temperature=temperature, projector_dims=dims)
+            self.contrast = SimCLR(backbone, settings)
         else:
-            queue = {"queue_size": config.queue_size, "momentum": config.momentum}
-            splits = {"bn_splits": config.bn_splits}
-            self.contrast = MoCoV2(backbone, MoCoV2Config(**shared, **queue, **splits))
+            of_moco = MoCoV2Config(
+                temperature=temperature,
+                projector_dims=dims,
+                queue_size=config.queue_size,
+                momentum=config.momentum,
+                bn_splits=config.bn_splits,
+            )
+            self.contrast = MoCoV2(backbone, of_moco)
         self.penalty, self.clip = config.penalty, config.clip
         self.expectation, self.normalise = config.expectation, config.normalise
 

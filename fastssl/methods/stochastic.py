@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastssl.augment.drawn import Drawn
 from fastssl.losses import NTXentLoss
-from fastssl.methods.configs import StochasticConfig
+from fastssl.methods.paper_configs import StochasticConfig
 from fastssl.methods.views import check_two_views
 from fastssl.nn.heads import mlp
 from fastssl.nn.latent import BernoulliLatent, CategoricalLatent, GaussianLatent

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastssl.engine.config import TrainConfig
-from fastssl.methods import configs
+from fastssl.methods import configs, paper_configs
 from fastssl.recipes.run import Run
 
 
@@ -87,27 +87,27 @@ def supcon() -> Run:
 
 def invclr() -> Run:
     """InvCLR on photographs: penalty .1, clip 1 (its CIFAR settings), its own augmentation."""
-    settings = configs.InvCLRConfig(penalty=0.1, clip=1.0)
+    settings = paper_configs.InvCLRConfig(penalty=0.1, clip=1.0)
     return _run("invclr", settings, augment="invclr")
 
 
 def amortised() -> Run:
     """Amortised invariances, two groups, over SimCLR, low-rank kernels."""
-    settings = configs.AmortisedConfig(projector_dims=(512, 128), generator="low-rank")
+    settings = paper_configs.AmortisedConfig(projector_dims=(512, 128), generator="low-rank")
     return _run("amortised", settings, augment="amortised-2", lr=5e-4, weight_decay=2e-5)
 
 
 def cissl() -> Run:
     """CISSL (Adam-like, lr 2e-3 at batch 512, its own augmentation)."""
-    return _run("cissl", configs.CISSLConfig(), augment="dissl")
+    return _run("cissl", paper_configs.CISSLConfig(), augment="dissl")
 
 
 def dissl() -> Run:
     """DISSL (Adam-like, lr 2e-3 at batch 256, its own augmentation)."""
-    return _run("dissl", configs.DISSLConfig(), augment="dissl", lr=2e-3)
+    return _run("dissl", paper_configs.DISSLConfig(), augment="dissl", lr=2e-3)
 
 
 def stochastic() -> Run:
     """Stochastic contrastive learning, 512 Bernoulli bits."""
-    settings = configs.StochasticConfig(latent_dim=512, projector_dims=(512, 128))
+    settings = paper_configs.StochasticConfig(latent_dim=512, projector_dims=(512, 128))
     return _run("stochastic", settings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastssl.engine.config import TrainConfig
-from fastssl.methods import configs
+from fastssl.methods import configs, paper_configs
 from fastssl.recipes.run import Run
 
 
@@ -112,7 +112,7 @@ def invclr() -> Run:
 
     Command: python -m fastssl.train --method invclr --compile
     """
-    settings = configs.InvCLRConfig(projector_dims=(128, 64), temperature=0.2, penalty=1e-4)
+    settings = paper_configs.InvCLRConfig(projector_dims=(128, 64), temperature=0.2, penalty=1e-4)
     return _run("invclr", settings)
 
 
@@ -121,7 +121,7 @@ def amortised() -> Run:
 
     Command: python -m fastssl.train --method amortised --compile
     """
-    settings = configs.AmortisedConfig(projector_dims=(128, 64), temperature=0.2)
+    settings = paper_configs.AmortisedConfig(projector_dims=(128, 64), temperature=0.2)
     return _run("amortised", settings, augment="spirograph-2", lr=2e-3)
 
 
@@ -130,7 +130,7 @@ def cissl() -> Run:
 
     Command: python -m fastssl.train --method cissl --compile
     """
-    settings = configs.CISSLConfig(projector_dims=(256, 64), temperature=0.2)
+    settings = paper_configs.CISSLConfig(projector_dims=(256, 64), temperature=0.2)
     return _run("cissl", settings)
 
 
@@ -139,7 +139,9 @@ def dissl() -> Run:
 
     Command: python -m fastssl.train --method dissl --compile
     """
-    settings = configs.DISSLConfig(num_outputs=1024, teacher_hidden_dims=(256,), bottleneck_dim=64)
+    settings = paper_configs.DISSLConfig(
+        num_outputs=1024, teacher_hidden_dims=(256,), bottleneck_dim=64
+    )
     return _run("dissl", settings, lr=2e-3)
 
 
@@ -148,7 +150,7 @@ def stochastic() -> Run:
 
     Command: python -m fastssl.train --method stochastic --compile
     """
-    settings = configs.StochasticConfig(
+    settings = paper_configs.StochasticConfig(
         latent_dim=256, projector_dims=(128, 64), temperature=0.2, beta=1e-4, warmup_beta_steps=200
     )
     return _run("stochastic", settings)
