@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from fastssl.augment import keyed
 from fastssl.augment.policy import Policy
 from fastssl.augment.presets import simclr
 from fastssl.data import rendering
-from fastssl.data.batch import Batch, Labelled, Shown, check_batch_size, part
+from fastssl.data.batch import Batch, Labelled, Shown, check_batch_size, part, with_classes
 from fastssl.data.folder_labels import Split, labelled_indices
 from fastssl.data.prefetch import Prefetcher
 
@@ -86,7 +87,8 @@ class ArraySource:
             draw = rendering.Draw(
                 seed=seed, epoch=epoch, step=step, index_N=index_N, sizes_N2=sizes_N2
             )
-            return stage.run(lambda: self._batch(images, stage.device, draw))
+            batch = stage.run(lambda: self._batch(images, stage.device, draw))
+            return self._with_classes(batch)
 
         return Prefetcher(make, start=start_step)
 
@@ -98,7 +100,13 @@ class ArraySource:
 
     def rehearsal(self, num_samples: int) -> Batch:
         """A batch of noise with the shapes and the table of a training batch."""
-        return rendering.rehearsal(self.policy, self.image_shape, num_samples)
+        batch = rendering.rehearsal(self.policy, self.image_shape, num_samples)
+        return self._with_classes(
+            replace(batch, index_N=torch.arange(num_samples) % self.num_samples)
+        )
+
+    def _with_classes(self, batch: Batch) -> Batch:
+        return with_classes(batch, self._split.label) if self._split.classes else batch
 
     def shown(self, count: int, *, seed: int) -> Shown:
         """The first ``count`` images, and their views in step 0, not normalised."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -53,6 +53,17 @@ class Labelled:
         n = len(self.target)
         for begin in range(0, n, batch_size):
             yield self.render(np.arange(begin, min(begin + batch_size, n)))
+
+
+def with_classes(batch: Batch, label_M: np.ndarray) -> Batch:
+    """The batch, its table with the class of each sample; ``label_M`` is that of each index.
+
+    A sample without a class (-1) gets a number of its own, so that it is nobody's positive.
+    """
+    index_N = batch.index_N.cpu()
+    class_N = torch.from_numpy(np.asarray(label_M, dtype=np.int64))[index_N]
+    class_N = torch.where(class_N < 0, -2 - index_N, class_N).to(batch.index_N.device)
+    return replace(batch, table=replace(batch.table, class_N=class_N))
 
 
 def part(index_N: np.ndarray, shard: tuple[int, int]) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ from torch import Tensor
 from fastssl.augment import keyed
 from fastssl.augment.policy import Policy
 from fastssl.data import rendering
-from fastssl.data.batch import Batch, Labelled, Shown, check_batch_size
+from fastssl.data.batch import Batch, Labelled, Shown, check_batch_size, with_classes
 from fastssl.data.folder_labels import Split, labelled_indices
 from fastssl.data.maker import BatchMaker, Decoded
 from fastssl.data.pil_decoder import Failures, attempt, pixels
@@ -118,13 +119,20 @@ class EncodedSource:
         def make(step: int) -> Batch:
             epoch, position = divmod(step, per_epoch)
             chosen = order(epoch)[position * batch_size : (position + 1) * batch_size]
-            return maker.batch(self._split.train[chosen], epoch=epoch, step=step)
+            batch = maker.batch(self._split.train[chosen], epoch=epoch, step=step)
+            return self._with_classes(batch)
 
         return Prefetcher(make, start=start_step, release=maker.close)
 
     def rehearsal(self, num_samples: int) -> Batch:
         """A batch of noise with the shapes and the table of a training batch."""
-        return rendering.rehearsal(self.policy, self.image_shape, num_samples)
+        batch = rendering.rehearsal(self.policy, self.image_shape, num_samples)
+        return self._with_classes(
+            replace(batch, index_N=torch.arange(num_samples) % self.num_samples)
+        )
+
+    def _with_classes(self, batch: Batch) -> Batch:
+        return with_classes(batch, self._split.label) if self._split.classes else batch
 
     def shown(self, count: int, *, seed: int) -> Shown:
         """The first ``count`` images that decode, and their views in step 0, not normalised."""

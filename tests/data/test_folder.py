@@ -316,3 +316,19 @@ def test_wrong_folders_are_refused_by_flag(tmp_path):
         source_of(tmp_path / "one.png")
     with pytest.raises(ValueError, match="batch_size is 5; add images"):
         source_of(tmp_path).steps_per_epoch(5)
+
+
+def test_a_batch_knows_the_class_of_each_of_its_samples(tmp_path):
+    for number in range(12):
+        folder = tmp_path / ("birds", "cats")[number % 2]
+        folder.mkdir(exist_ok=True)
+        pixels = np.full((20, 20, 3), 20 * number, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    source = open_source(str(tmp_path), image_size=16)
+    batches = source.batches(batch_size=6, seed=0)
+    batch = next(batches)
+    batches.close()
+    names = [source._store.paths[index] for index in batch.index_N.tolist()]
+    expected = [("birds", "cats").index(name.split("/")[0]) for name in names]
+    assert batch.table.class_N.tolist() == expected
+    assert source.rehearsal(3).table.class_N.shape == (3,)
