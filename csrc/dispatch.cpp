@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "augment.h"
 #include "contrast.h"
 #include "enqueue.h"
 #include "ntxent.h"
@@ -20,12 +21,13 @@ struct Isa {
   const fastssl::ContrastKernels* contrast;
   fastssl::SoftTargetsKernel soft_targets;
   fastssl::EnqueueKernel enqueue;
+  const fastssl::AugmentKernels* augment;
 };
 
 #define FASTSSL_SET(isa)                                                                     \
   Isa {                                                                                      \
     #isa, fastssl::ntxent_##isa(), fastssl::contrast_##isa(), fastssl::soft_targets_##isa(), \
-        fastssl::enqueue_##isa()                                                             \
+        fastssl::enqueue_##isa(), fastssl::augment_##isa()                                   \
   }
 
 // Best first; what the compiler could not build or the processor cannot run is not in it.
@@ -51,6 +53,7 @@ std::atomic<const fastssl::NtxentKernels*> ntxent_kernels{nullptr};
 std::atomic<const fastssl::ContrastKernels*> contrast_kernels{nullptr};
 std::atomic<fastssl::SoftTargetsKernel> soft_targets_kernel{nullptr};
 std::atomic<fastssl::EnqueueKernel> enqueue_kernel{nullptr};
+std::atomic<const fastssl::AugmentKernels*> augment_kernels{nullptr};
 
 }  // namespace
 
@@ -71,6 +74,7 @@ FASTSSL_API int fastssl_select_isa(const char* name) {
     contrast_kernels.store(isa[i].contrast);
     soft_targets_kernel.store(isa[i].soft_targets);
     enqueue_kernel.store(isa[i].enqueue);
+    augment_kernels.store(isa[i].augment);
     return 0;
   }
   return 1;
@@ -115,4 +119,12 @@ FASTSSL_API int fastssl_soft_targets(int pass, const fastssl::SoftTargets* call)
 
 FASTSSL_API int fastssl_enqueue(const fastssl::Enqueue* call) {
   return enqueue_kernel.load()(*call);
+}
+
+FASTSSL_API int fastssl_augment_forward(const fastssl::AugmentCall* call) {
+  return augment_kernels.load()->forward(*call);
+}
+
+FASTSSL_API int fastssl_augment_backward(const fastssl::AugmentCall* call) {
+  return augment_kernels.load()->backward(*call);
 }

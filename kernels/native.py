@@ -54,6 +54,8 @@ def _declare(loaded: ctypes.CDLL) -> None:
         "fastssl_contrast_backward": (ctypes.c_int, [ctypes.c_char_p]),
         "fastssl_soft_targets": (ctypes.c_int, [ctypes.c_int, ctypes.c_char_p]),
         "fastssl_enqueue": (ctypes.c_int, [ctypes.c_char_p]),
+        "fastssl_augment_forward": (ctypes.c_int, [ctypes.c_char_p]),
+        "fastssl_augment_backward": (ctypes.c_int, [ctypes.c_char_p]),
         "fastssl_pool_usage": (None, [ctypes.POINTER(size), ctypes.POINTER(size)]),
     }
     for name, (restype, argtypes) in signatures.items():

@@ -21,7 +21,7 @@ from fastssl.kernels import native as compiled
 pytestmark = pytest.mark.sanitize
 
 ROOT = Path(__file__).parent.parent.parent
-DRIVER = Path(__file__).with_name("sanitize_driver.cpp")
+DRIVERS = sorted(Path(__file__).parent.glob("sanitize_*.cpp"))
 FLAGS = [
     "-std=c++17", "-O1", "-g", "-pthread", "-fno-omit-frame-pointer", "-ffp-contract=fast",
     "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
@@ -47,13 +47,14 @@ def driver(tmp_path_factory):
         pytest.skip("no C++ compiler: nothing to sanitize")
     folder = tmp_path_factory.mktemp("sanitized")
     sets = instruction_set_flags()
-    kernels = ROOT / "csrc" / "ntxent.cpp"
-    jobs = {name: [*flags, f"-DFASTSSL_ISA={name}", str(kernels)] for name, flags in sets.items()}
-    jobs["baseline"] = ["-DFASTSSL_ISA=baseline", str(kernels)]
     have = [f"-DFASTSSL_HAVE_{name.upper()}" for name in sets]
-    for source in [*(ROOT / "csrc").glob("*.cpp"), DRIVER]:
-        if source != kernels:
+    jobs = {}
+    for source in [*(ROOT / "csrc").glob("*.cpp"), *DRIVERS]:
+        if "FASTSSL_ISA" not in source.read_text(encoding="utf-8"):
             jobs[source.stem] = [*have, f"-I{ROOT / 'csrc'}", str(source)]
+            continue
+        for name, flags in {**sets, "baseline": []}.items():
+            jobs[f"{source.stem}.{name}"] = [*flags, f"-DFASTSSL_ISA={name}", str(source)]
 
     def build(*arguments: str) -> None:
         done = subprocess.run([compiler, *FLAGS, *arguments], capture_output=True, text=True)
@@ -86,6 +87,7 @@ def test_random_ragged_calls_touch_nothing_that_is_not_theirs(driver):
     ("name", "words"),
     [
         ("short-output", "AddressSanitizer: heap-buffer-overflow"),
+        ("short-views", "AddressSanitizer: heap-buffer-overflow"),
         ("scalar-gradient", "AddressSanitizer: heap-buffer-overflow"),
         ("overflow", "runtime error: signed integer overflow"),
     ],

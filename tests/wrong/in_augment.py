@@ -14,7 +14,36 @@ def _bug(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
     return Mutant(f"augment-{name}", f"kernels/augment/{file}", old, new, tests, library=False)
 
 
+def _native(name: str, old: str, new: str, test: str) -> Mutant:
+    tests = (f"tests/kernels/test_augment_native.py::{test}",)
+    return Mutant(f"augment-native-{name}", "kernels/augment/native.py", old, new, tests)
+
+
 MUTANTS = (
+    _native(
+        "gradient-read-as-contiguous",
+        "grad_VN3SS.movedim(2, -1).contiguous() if last",
+        "grad_VN3SS if last",
+        "test_every_instruction_set_differentiates_each_value_and_pixel",
+    ),
+    _native(
+        "yiq-never-asked-for",
+        'settings.hue == "yiq"',
+        "False",
+        "test_every_instruction_set_renders_the_right_views",
+    ),
+    _native(
+        "padding-taken-for-image",
+        "table_N6[:, 4:] = sizes_N2",
+        "pass",
+        "test_every_instruction_set_renders_the_right_views",
+    ),
+    _native(
+        "views-not-from-the-pool",
+        "return native.pooled_empty(library, math.prod(shape), settings.dtype).view(shape)",
+        "return torch.empty(shape, dtype=settings.dtype)",
+        "test_views_come_from_the_pool_and_return_to_it",
+    ),
     _bug(
         "rounding-adds-a-pixel",
         "reference_resize.py",
