@@ -1,0 +1,34 @@
+"""What of ``augment`` is shipped for CUDA: one line per binary, read by launcher and gates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastssl.kernels.cuda import Config, best
+
+BLOCK = 256  # pixels of a program; fits the registers of 4 warps with all three channels
+
+
+def _config(kernel: str, dtype: str, constants: dict[str, Any], warps: int = 4) -> Config:
+    """dtype: of the views."""
+    return Config(kernel, dtype, 0, warps, 1, constants, op="augment")
+
+
+def _family(dtype: str) -> list[Config]:
+    tile = {"B": BLOCK}
+    return [
+        _config("crop_uint8", dtype, dict(tile, UINT8=True)),
+        _config("crop_float", dtype, dict(tile, UINT8=False)),
+        _config("tone", dtype, dict(tile, PARTS=128)),
+        _config("blur_rows", dtype, tile),
+        _config("blur_columns", dtype, tile),
+        _config("equalize", dtype, {"B": 1024}, warps=8),
+    ]
+
+
+CONFIGS: tuple[Config, ...] = (*_family("fp32"), *_family("bf16"))
+
+
+def serving(kernel: str, dtype: str, arch: int) -> Config | None:
+    """The shipped config for views of this dtype."""
+    return best(CONFIGS, kernel, dtype, 0, arch)
