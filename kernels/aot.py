@@ -22,6 +22,10 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 from triton.runtime.jit import create_function_from_signature
 
+from fastssl.kernels.augment import configs as augment_configs
+from fastssl.kernels.augment import launch as augment_launch
+from fastssl.kernels.augment.settings import Settings
+from fastssl.kernels.augment.table import CODES, VALUES
 from fastssl.kernels.contrast import call as contrast_call
 from fastssl.kernels.contrast import configs as contrast_configs
 from fastssl.kernels.contrast import launch as contrast_launch
@@ -30,10 +34,11 @@ from fastssl.kernels.cuda import ARCHS, Config
 from fastssl.kernels.ntxent import configs as ntxent_configs
 from fastssl.kernels.ntxent import launch as ntxent_launch
 
-CONFIGS = (*ntxent_configs.CONFIGS, *contrast_configs.CONFIGS)
+CONFIGS = (*ntxent_configs.CONFIGS, *contrast_configs.CONFIGS, *augment_configs.CONFIGS)
 LAUNCHERS: dict[str, Any] = {
     "ntxent": ntxent_launch,
     "contrast": contrast_call,
+    "augment": augment_launch,
 }  # who owns KERNELS and launch
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -171,6 +176,8 @@ def recorded() -> dict[tuple[str, str, str, int], tuple]:
                 for embedding in (64, 128, 256, 512):
                     _call_ntxent(dtype, embedding)
                     _call_contrast(dtype, embedding)
+            for dtype in (torch.float32, torch.bfloat16):
+                _call_augment(dtype)
     return _CALLS
 
 
@@ -208,3 +215,11 @@ def _call_contrast(dtype: torch.dtype, embedding: int) -> None:
         rows, cols, *_ = contrast_launch.forward(*given, columns, 1.0, True)
         for wants in ((True, False), (True, True)):
             contrast_launch.backward(rows, cols, *given, rows, cols, rows, 1.0, wants)
+
+
+def _call_augment(dtype: torch.dtype) -> None:
+    """Views of this dtype, from images of either."""
+    table = torch.zeros(2, 4, len(VALUES)), torch.zeros(2, 4, len(CODES), dtype=torch.int32)
+    for images_dtype in (torch.uint8, torch.float32):
+        images = [torch.zeros(4, 3, 32, 32, dtype=images_dtype)]
+        augment_launch.forward(images, None, *table, 24, Settings(dtype=dtype))

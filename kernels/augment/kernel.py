@@ -113,7 +113,7 @@ def source(value_ptr, row_B, column_B, S):
     scale = tl.load(value_ptr + SCALE)
     sin_angle, cos_angle = colour.sine_cosine(angle)
     sin_x, cos_x = colour.sine_cosine(shear_x)
-    sin_y, cos_y = colour.sine_cosine(shear_y)
+    _, cos_y = colour.sine_cosine(shear_y)
     sin_turned, cos_turned = colour.sine_cosine(angle - shear_y)
     tan_x = sin_x / cos_x
     a, c = cos_turned / cos_y, sin_turned / cos_y

@@ -191,11 +191,13 @@ def steps(r_B, g_B, b_B, value_ptr, order, begin, end, mean, yiq):
 
 @triton.jit
 def solarized(x_B, threshold):
+    """Inverted from the threshold on."""
     return tl.where(x_B >= threshold, 1.0 - x_B, x_B)
 
 
 @triton.jit
 def posterized(x_B, levels):
+    """The level below, as torchvision takes it for floats."""
     return tl.minimum(tl.maximum(tl.floor(x_B * levels), 0.0), levels - 1.0) / levels
 
 

@@ -1,7 +1,7 @@
 """Runs the Triton kernels of augment in the interpreter; prints one JSON line per case.
 
 Its own process (``python -m tests.kernels.interpreted_augment``): TRITON_INTERPRET must be set
-before the kernels are decorated. A case is a sample of values, or a planted bug that must be caught.
+before the kernels are decorated. A case is a sample, or a planted bug that must be caught.
 """
 
 # shapes: V views, N samples, S side of a view, H x W an image
