@@ -92,8 +92,8 @@ def resized(image_ptr, step_c, step_h, step_w, row_B, column_B, inside_B, top, r
             r_B += w_B * tl.load(at_B, mask=hit_B, other=0).to(tl.float32)
             g_B += w_B * tl.load(at_B + step_c, mask=hit_B, other=0).to(tl.float32)
             b_B += w_B * tl.load(at_B + 2 * step_c, mask=hit_B, other=0).to(tl.float32)
-    total_B = tl.where(inside_B, total_B, 1.0)
-    r_B, g_B, b_B = tl.div_rn(r_B, total_B), tl.div_rn(g_B, total_B), tl.div_rn(b_B, total_B)
+    share_B = tl.div_rn(1.0, tl.where(inside_B, total_B, 1.0))
+    r_B, g_B, b_B = r_B * share_B, g_B * share_B, b_B * share_B
     if UINT8:
         # exact division: a level must meet its own threshold
         r_B, g_B, b_B = tl.div_rn(r_B, 255.0), tl.div_rn(g_B, 255.0), tl.div_rn(b_B, 255.0)

@@ -54,6 +54,8 @@ SAMPLES = [
                 Settings(dtype=torch.bfloat16, **spec.NORMALISE)),
 ]  # fmt: skip
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
+SKIPPED = {*STAGES, "jitter orders", "yiq", "no blur"} - {"solarize", "posterize"}
+"""Of uint8 images, which differ in how they are read."""
 JUMPED = 0.01  # of views this small: rounding may move a pixel or two
 
 
@@ -195,6 +197,8 @@ def main() -> None:
     warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, on lanes that a mask leaves out
     for dtype_name, dtype in DTYPES.items():
         for sample in SAMPLES:
+            if dtype == torch.uint8 and sample.name in SKIPPED:
+                continue
             try:
                 wrong = check(sample, dtype, Guard())
             except Exception as error:  # reported by the test that asked
