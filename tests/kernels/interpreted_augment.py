@@ -38,7 +38,7 @@ SAMPLES = [
     *(spec.Sample(stage, ((9, 7),) * 2, 6, (stage,), views=1) for stage in STAGES),
     spec.Sample("jitter orders", ((6, 6),) * 3, 5, ("jitter",), views=4),
     spec.Sample("blocks", ((12, 14),), 17, ("jitter", "blur"), "hwc", views=1),
-    spec.Sample("pointwise", MIXED, 8, POINTWISE, "padded", 0.6, views=1),
+    spec.Sample("pointwise", MIXED, 8, POINTWISE, "padded", 0.6, views=8),
     spec.Sample("padded", MIXED, 8, STAGES, "padded", 0.5),
     spec.Sample("hwc", MIXED, 16, STAGES, "hwc", 0.6, 1, Settings(memory_format=LAST)),
     spec.Sample("ragged bicubic", MIXED, 7, ("vflip", "jitter"), "ragged", 0.7, 1,
