@@ -48,7 +48,7 @@ FASTSSL_INLINE Pixel grey_of(Pixel r, Pixel g, Pixel b, float red) {
   return r * red + g * kGreen + b * kBlue;
 }
 
-// from[index], of one vector (kOne) or of two that follow each other.
+// from[index], of one vector or of two that follow each other.
 FASTSSL_INLINE Pixel look_up(const float* from, Index index, bool two) {
 #if defined(__clang__) || !(defined(__AVX2__) || defined(__AVX512F__))
   (void)two;

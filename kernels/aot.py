@@ -22,6 +22,10 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 from triton.runtime.jit import create_function_from_signature
 
+from fastssl.kernels.augment import configs as augment_configs
+from fastssl.kernels.augment import launch as augment_launch
+from fastssl.kernels.augment.settings import Settings
+from fastssl.kernels.augment.table import CODES, VALUES
 from fastssl.kernels.contrast import call as contrast_call
 from fastssl.kernels.contrast import configs as contrast_configs
 from fastssl.kernels.contrast import launch as contrast_launch
@@ -33,11 +37,13 @@ from fastssl.kernels.sigmoid_pairs import configs as sigmoid_configs
 from fastssl.kernels.sigmoid_pairs import launch as sigmoid_launch
 from fastssl.kernels.sigmoid_pairs.reference import Problem
 
-CONFIGS = (*ntxent_configs.CONFIGS, *contrast_configs.CONFIGS, *sigmoid_configs.CONFIGS)
+OF_OPS = (ntxent_configs, contrast_configs, sigmoid_configs, augment_configs)
+CONFIGS = tuple(config for configs in OF_OPS for config in configs.CONFIGS)
 LAUNCHERS: dict[str, Any] = {
     "ntxent": ntxent_launch,
     "contrast": contrast_call,
     "sigmoid_pairs": sigmoid_launch,
+    "augment": augment_launch,
 }  # who owns KERNELS and launch
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -176,6 +182,8 @@ def recorded() -> dict[tuple[str, str, str, int], tuple]:
                     _call_ntxent(dtype, embedding)
                     _call_contrast(dtype, embedding)
                     _call_sigmoid_pairs(dtype, embedding)
+            for dtype in (torch.float32, torch.bfloat16):
+                _call_augment(dtype)
     return _CALLS
 
 
@@ -220,3 +228,11 @@ def _call_sigmoid_pairs(dtype: torch.dtype, embedding: int) -> None:
     problem = Problem(q, k, torch.tensor(10.0), torch.tensor(-10.0), 0)
     sigmoid_launch.forward(problem, False, False)
     sigmoid_launch.total(problem, (True, True))
+
+
+def _call_augment(dtype: torch.dtype) -> None:
+    """Views of this dtype, from images of either."""
+    table = torch.zeros(2, 4, len(VALUES)), torch.zeros(2, 4, len(CODES), dtype=torch.int32)
+    for images_dtype in (torch.uint8, torch.float32):
+        images = [torch.zeros(4, 3, 32, 32, dtype=images_dtype)]
+        augment_launch.forward(images, None, *table, 24, Settings(dtype=dtype))

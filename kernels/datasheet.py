@@ -1,8 +1,9 @@
 """``python -m fastssl.kernels.datasheet``: what every shipped Triton config compiles to.
 
 No GPU is needed. Exits 1 if a config spills registers or could not launch, or if an installed peer
-does less work than we do. Roofline times are for 8192 x 8192 logits at D = 128: the largest of
-matrix, exp2 and memory time at the chip's peaks. Work is counted with bounded logits.
+does less work than we do. Roofline times are for 8192 x 8192 logits at D = 128, or for two views of
+256 images at 224 px, whose pixels stand in the columns of the logits: the largest of matrix, exp2
+and memory time at the chip's peaks. Work is counted with bounded logits.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
+
+from fastssl.kernels import datasheet_pixels
 
 if TYPE_CHECKING:
     from fastssl.kernels.aot import Binary
@@ -39,8 +42,13 @@ HEADER = (
 
 
 def counts(binary: Binary) -> tuple[float, float, float]:
-    """(flops, bytes, exponentials) per logit of the M x M matrix; zeros for row-wise kernels."""
+    """(flops, bytes, exponentials) per logit of the M x M matrix; zeros for row-wise kernels.
+
+    Of augment: bytes per pixel alone, which is what bounds it.
+    """
     config = binary.config
+    if config.op == "augment":
+        return 0.0, float(datasheet_pixels.moved(config.kernel, config.dtype)), 0.0
     products, exponentials = work(config.op, config.kernel)
     if not products:
         return 0.0, 0.0, 0.0
@@ -63,7 +71,10 @@ def work(op: str, kernel: str) -> tuple[float, float]:
 
 
 def roofline_us(binary: Binary) -> float:
-    """Microseconds at M = 8192, D = 128 if nothing but the slowest of the three pipes counted."""
+    """Microseconds at M = 8192, D = 128 if nothing but the slowest of the three pipes counted.
+
+    Of augment: for two views of 256 images at 224 px.
+    """
     from fastssl.kernels.aot import CHIPS
 
     chip = CHIPS[binary.arch]
@@ -74,7 +85,7 @@ def roofline_us(binary: Binary) -> float:
         moved / chip.bytes_per_s,
         exponentials / ex2_per_s,
     )
-    return seconds * M**2 * 1e6
+    return seconds * (datasheet_pixels.PIXELS if binary.config.op == "augment" else M**2) * 1e6
 
 
 def line(binary: Binary) -> str:
@@ -143,6 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(line(binaries[-1]), flush=True)
     bad = [binary for binary in binaries if binary.problem]
     print(f"{len(binaries)} binaries, {len(bad)} that must not ship")
+    if options.kernel is None and options.op in (None, "augment"):
+        print("\n".join(datasheet_pixels.lines()))
     ahead = peers(archs) if options.kernel is None and options.op in (None, "peers") else True
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
@@ -158,7 +171,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     parser.add_argument("--arch", type=int, choices=(80, 90, 100), help="one architecture only")
     parser.add_argument(
-        "--op", choices=("ntxent", "contrast", "sigmoid_pairs", "peers"), help="one operator only"
+        "--op",
+        choices=("ntxent", "contrast", "sigmoid_pairs", "augment", "peers"),
+        help="one operator only",
     )
     parser.add_argument("--kernel", help="one kernel only, such as forward or mean")
     return parser

@@ -34,7 +34,7 @@ def _cpu_backward(grad, images, sizes, values, codes, size, *rest) -> tuple[list
 def _cuda_backend():
     """The Triton launcher; imported at the first CUDA call because triton is slow to import."""
     try:
-        from fastssl.kernels.augment import launch  # type: ignore[attr-defined]
+        from fastssl.kernels.augment import launch
     except ImportError as error:
         message = f"augment: no Triton ({error}); plain torch answers on CUDA, slower"
         warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from functools import cache
 
 import pytest
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 ISAS = compiled.instruction_sets()
 SAMPLES = {sample.name: sample for sample in spec.samples()}
+READ = [name for name in SAMPLES if name.startswith(("crop", "one", "padded", "ragged", "hwc"))]
 SMOOTH = ("hflip", "vflip", "jitter", "gray", "blur", "solarize", "erase")
 GRADIENT_ERROR = 2e-4
 """Of a gradient by a value, to the largest by that value in the batch: a float32 sum over up to
@@ -41,7 +43,17 @@ def arguments(sample: spec.Sample, dtype: torch.dtype):
     return listed, sizes_N2, table.values_VNP, table.codes_VNC
 
 
+@contextmanager
+def one_thread():
+    """For the reference: of samples this small, threads that wait for each other are most of it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @cache
+@one_thread()
 def truth_of(name: str, dtype: torch.dtype) -> tuple[Tensor, float]:
     """The sample's views in float64, and the reference's own largest error in float32."""
     images, sizes, values, codes = arguments(SAMPLES[name], dtype)
@@ -62,8 +74,8 @@ def test_every_instruction_set_renders_the_right_views(isa, dtype):
     for name, sample in SAMPLES.items():
         if sample.settings.dtype != torch.float32:
             continue  # the rounding to bfloat16 is the same everywhere
-        if dtype == torch.uint8 and sample.settings.interpolation == "bicubic":
-            continue  # clamped, unlike the float images of the truth
+        if dtype == torch.uint8 and name not in READ:
+            continue  # uint8 differs in how pixels are read alone
         images, sizes, values, codes = arguments(sample, dtype)
         rest = (codes, sample.size, sample.settings)
         truth, own = truth_of(name, dtype)
@@ -82,6 +94,7 @@ CASES = {
 
 
 @cache
+@one_thread()
 def differentiated(name: str):
     """The arguments of a backward, and its answer in float64."""
     stages = ("affine", "jitter") if name == "affine" else SMOOTH

@@ -19,7 +19,43 @@ def _native(name: str, old: str, new: str, test: str) -> Mutant:
     return Mutant(f"augment-native-{name}", "kernels/augment/native.py", old, new, tests)
 
 
+def _triton(name: str, file: str, old: str, new: str, test: str) -> Mutant:
+    tests = (f"tests/kernels/test_triton_augment.py::{test}",)
+    return Mutant(f"augment-triton-{name}", f"kernels/augment/{file}", old, new, tests)
+
+
+RIGHT = "test_every_view_is_right_and_stays_within_its_tensors"
+
 MUTANTS = (
+    _triton(
+        "steps-between-samples-in-elements",
+        "kernel.py",
+        "other=address + 4 * n * step_n",
+        "other=address + n * step_n",
+        RIGHT,
+    ),
+    _triton("padding-taken-for-image", "launch.py", "int(sizes_N2 is not None)", "0", RIGHT),
+    _triton(
+        "mean-of-the-first-block",
+        "kernel_tone.py",
+        "mask=part < tiles",
+        "mask=part < 1",
+        RIGHT,
+    ),
+    _triton(
+        "sizes-beyond-the-padding-trusted",
+        "kernel.py",
+        "height = tl.minimum(tl.load(sizes_ptr + 2 * n, mask=sized != 0, other=height), height)",
+        "height = tl.load(sizes_ptr + 2 * n, mask=sized != 0, other=height)",
+        "test_numbers_that_no_device_refuses_lead_nowhere",
+    ),
+    _triton(
+        "ragged-list-taken-for-contiguous",
+        "launch.py",
+        "[(x.data_ptr(), *x.stride(), *x.shape[1:]) for x in images]",
+        "[(x.data_ptr(), *x.contiguous().stride(), *x.shape[1:]) for x in images]",
+        "test_images_are_read_where_they_lie",
+    ),
     _native(
         "gradient-read-as-contiguous",
         "grad_VN3SS.movedim(2, -1).contiguous() if last",
