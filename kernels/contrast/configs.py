@@ -19,10 +19,15 @@ def _denominators(
     dtype: str, depth: int, shape: tuple[int, int], tile: dict[str, Any], resident: bool
 ) -> list[Config]:
     """The forward pass without and with column sums."""
-    return [
-        _config(kernel, dtype, depth, shape, dict(tile, RESIDENT=resident, COLUMNS=columns))
-        for kernel, columns in (("rows", False), ("columns", True))
-    ]
+    rows, columns = (dict(tile, RESIDENT=resident, COLUMNS=columns) for columns in (False, True))
+    found = [_config("rows", dtype, depth, shape, rows)]
+    if tile["PRECISION"] == "ieee":  # left to itself, the assembler spills to fit two blocks
+        columns["maxnreg"] = 168
+    elif depth in (64, 128):  # two blocks on a multiprocessor, without a spill, where they fit
+        halved = dict(columns, maxnreg=128)
+        found.append(_config("columns", dtype, depth, shape, halved, (90,)))
+        return [*found, _config("columns", dtype, depth, shape, columns, (80, 100))]
+    return [*found, _config("columns", dtype, depth, shape, columns)]
 
 
 def _whole_depth(dtype: str) -> list[Config]:

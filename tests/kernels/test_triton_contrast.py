@@ -26,6 +26,9 @@ BUGS = [
     "shift without a promise",
     "scale off by two",
     "rows without pairs",
+    "one shift for any tile",
+    "one shift for any weight",
+    "shift from the top alone",
     "gradient of the columns forgotten",
 ]
 
