@@ -21,7 +21,7 @@ def _denominators(
     """The forward pass without and with column sums."""
     rows, columns = (dict(tile, RESIDENT=resident, COLUMNS=columns) for columns in (False, True))
     found = [_config("rows", dtype, depth, shape, rows)]
-    if tile["PRECISION"] == "ieee":  # left to itself, the assembler spills to fit two blocks
+    if dtype.startswith("fp32"):  # left to itself, the assembler spills to fit two blocks
         columns["maxnreg"] = 168
     elif depth in (64, 128):  # two blocks on a multiprocessor, without a spill, where they fit
         halved = dict(columns, maxnreg=128)
@@ -68,8 +68,27 @@ def _row_kernels(dtype: str) -> list[Config]:
         _config("state", dtype, 0, (4, 1), {"ROWS": 128}),
         _config("finish", dtype, 0, (4, 1), {"ROWS": 8, "BK": 32}),
     ]
-    if dtype in ("bf16", "fp16"):  # whose "mean" kernel leaves strips to average
+    if dtype not in ("fp32", "tf32"):  # whose "mean" kernel leaves strips to average
         found.append(_config("average", dtype, 0, (4, 1), {"ROWS": 8, "BK": 64}))
+    return found
+
+
+def _narrow_keys(dtype: str) -> list[Config]:
+    """float32 queries, keys stored in 16 bits and widened in registers: three or six products."""
+    tile = {"BI": 64, "BJ": 32, "BK": 32, "PRECISION": "ieee"}
+    found = [
+        *_denominators(dtype, 0, (4, 2), tile, False),
+        _config("weights", dtype, 0, (4, 2), tile),
+        *_row_kernels(dtype),
+    ]
+    means = [(64, (64, 32), ARCHS), (128, (64, 32), ARCHS), (256, (32, 16), ARCHS)]
+    if (
+        dtype == "fp32 fp16"
+    ):  # twice the terms: deeper sums spill, and sm_100's 128 does not compile
+        means = [(64, (64, 32), ARCHS), (128, (64, 32), (80, 90))]
+    for depth, (rows, columns), archs in means:
+        constants = dict(tile, BI=rows, BJ=columns, BK=depth)
+        found.append(_config("mean", dtype, depth, (8, 2), constants, archs))
     return found
 
 
@@ -84,6 +103,8 @@ CONFIGS: tuple[Config, ...] = (
     *_row_kernels("fp16"),
     *_row_kernels("fp32"),
     *_row_kernels("tf32"),
+    *_narrow_keys("fp32 bf16"),
+    *_narrow_keys("fp32 fp16"),
 )
 
 

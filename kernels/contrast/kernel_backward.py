@@ -18,6 +18,7 @@ from fastssl.kernels.contrast.kernel import (
     _dot,
     _jit,
     _own_ids,
+    _product,
     _rows,
     _temperature,
 )
@@ -106,7 +107,8 @@ def contrast_pull_kernel(q_ptr, k_ptr, scale_ptr, q_label_ptr, k_label_ptr, q_ro
     acc_IK = tl.zeros([BI, BK], dtype=tl.float32)
     for j in range(begin, tl.minimum(begin + per_split, (K + BJ - 1) // BJ)):
         b_JK = _rows(k_ptr, j, K, BJ, BK)
-        s_IJ = tl.dot(a_IK, tl.trans(b_JK), input_precision=PRECISION)
+        s_IJ = tl.zeros([BI, BJ], dtype=tl.float32)
+        s_IJ = _product(a_IK, tl.trans(b_JK), s_IJ, PRECISION)
         w_IJ = _weights(s_IJ, temperature, label_I, row_I, k_label_ptr, k_row_ptr, own_ptr,
                         other_ptr, i, j, N, K, P, Q, keep, apart, sides, BI, BJ)  # fmt: skip
         acc_IK = tl.dot(w_IJ.to(b_JK.dtype), b_JK, acc_IK, input_precision=PRECISION)

@@ -104,8 +104,8 @@ SKIPPED = {  # the interpreter is slow, and fp16 differs from bf16 in range alon
         "zero scale", "zero scale without promise", "no pair at all", "same class",
     },
     "fp16": {
-        "tiny", "rows only", "tall", "in place", "gemm", "spread", "frozen", "cold rows only", "no promise",
-        "negative", "zero scale without promise", "apart", "same class", "other class, cold",
+        "tiny", "rows only", "tall", "in place", "gemm", "spread", "frozen", "cold rows only",
+        "no promise", "negative", "zero scale without promise", "apart", "same class", "other class, cold",
         "no pair at all", "narrow", "cold narrow", "narrow gemm",
     },
 }  # fmt: skip
@@ -302,6 +302,7 @@ def others() -> None:
     chosen = [sample for sample in SAMPLES if sample.name in ("queue", "ragged", "cold gemm")]
     for sample in chosen:
         report(f"mixed fp32 bf16: {sample.name}", sample, (float32, bfloat16))
+        report(f"mixed fp32 fp16: {sample.name}", sample, (float32, float16))
         report(f"mixed fp16 bf16: {sample.name}", sample, (float16, bfloat16))
         report(f"float64: {sample.name}", sample, (torch.float64, float32))
     torch.set_float32_matmul_precision("high")
