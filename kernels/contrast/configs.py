@@ -62,15 +62,22 @@ def _any_depth(dtype: str, precision: str, block: int, depth: int, stages: int) 
     ]
 
 
+def _single_pass(
+    dtype: str, depth: int, block: tuple[int, int], archs: tuple[int, ...] = ARCHS
+) -> Config:
+    """ "mean" where its sum needs smaller blocks than those of 16 bits and D <= 256."""
+    precision = "ieee" if dtype == "fp32" else "tf32"
+    tile = {"BI": block[0], "BJ": block[1], "BK": depth, "PRECISION": precision}
+    return _config("mean", dtype, depth, (8, 1 if dtype == "fp32" else 2), tile, archs)
+
+
 def _row_kernels(dtype: str) -> list[Config]:
-    found = [
+    return [
         _config("merge", dtype, 0, (4, 1), {"ROWS": 32, "SLOTS": 64}),
         _config("state", dtype, 0, (4, 1), {"ROWS": 128}),
         _config("finish", dtype, 0, (4, 1), {"ROWS": 8, "BK": 32}),
+        _config("average", dtype, 0, (4, 1), {"ROWS": 8, "BK": 64}),
     ]
-    if dtype not in ("fp32", "tf32"):  # whose "mean" kernel leaves strips to average
-        found.append(_config("average", dtype, 0, (4, 1), {"ROWS": 8, "BK": 64}))
-    return found
 
 
 def _narrow_keys(dtype: str) -> list[Config]:
@@ -103,6 +110,13 @@ CONFIGS: tuple[Config, ...] = (
     *_row_kernels("fp16"),
     *_row_kernels("fp32"),
     *_row_kernels("tf32"),
+    _single_pass("bf16", 512, (64, 32)),
+    _single_pass("fp16", 512, (64, 32)),
+    *(_single_pass("fp32", depth, (32, 16)) for depth in (64, 128, 256)),
+    _single_pass("tf32", 64, (64, 32)),
+    _single_pass("tf32", 128, (64, 32), (80, 90)),
+    _single_pass("tf32", 128, (32, 16), (100,)),
+    _single_pass("tf32", 256, (32, 16)),
     *_narrow_keys("fp32 bf16"),
     *_narrow_keys("fp32 fp16"),
 )

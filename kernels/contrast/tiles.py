@@ -1,6 +1,6 @@
-"""Log-denominators as a formula in tiles: what transforms and second derivatives are answered by.
+"""Log-denominators as a formula in tiles, for transforms and second derivatives.
 
-Differentiable to any order and in both modes, under vmap too, in O(tile) memory beside O((N + K) D).
+Differentiable to any order and in both modes, under vmap too, in O(tile) memory beside the inputs.
 """
 
 # shapes: N queries, K keys, D features, C queries of a tile, T tiles

@@ -77,9 +77,11 @@ def test_every_padded_depth_is_served_on_every_chip():
             for depth in (64, 128, 256, 320, 512, 2048):
                 for kernel in ("rows", "columns", "merge", "state", "weights", "finish"):
                     assert configs.serving(kernel, dtype, depth, arch) is not None
-                for kernel in ("mean", "pull"):
-                    fused = configs.serving(kernel, dtype, depth, arch)
-                    assert (fused is None) == (dtype in ("fp32", "tf32") or depth > 256)
+                fused = configs.serving("pull", dtype, depth, arch)
+                assert (fused is None) == (dtype in ("fp32", "tf32") or depth > 256)
+                most = 256 if dtype in ("fp32", "tf32") else 512
+                single = configs.serving("mean", dtype, depth, arch)
+                assert (single is None) == (depth > most or depth == 320)
         for depth in (64, 128, 256, 320, 2048):
             for kernel in ("rows", "columns", "merge", "state", "weights", "finish"):
                 assert configs.serving(kernel, "fp32 fp16", depth, arch) is not None
