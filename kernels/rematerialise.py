@@ -2,7 +2,8 @@
 
 What a compiled kernel cannot answer (``torch.func`` transforms, forward-mode AD, second
 derivatives) is answered by plain torch, one tile at a time. Each tile's gradient is the formula
-again, itself kept in this form, so that no order of derivative holds more than one tile.
+again, itself kept in this form. The graph then holds no tile; what the process keeps of the memory
+of second derivatives and of forward mode was seen to grow with the number of tiles all the same.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class _Remade(torch.autograd.Function):
 
     @staticmethod
     def forward(formula: Formula, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        return formula(*inputs)
+        # a derivative taken inside of the formula leaves its graph, and so the tile, on the results
+        return tuple(x.detach() for x in formula(*inputs))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -80,8 +82,8 @@ class _Remade(torch.autograd.Function):
         def pushed(*arguments):
             given, along = arguments[: len(inputs)], arguments[len(inputs) :]
             values = [given[place] for place in places]
-            outputs, pull = torch.func.vjp(_at(formula, given, places), *values)
             # transposed twice: forward mode does not nest inside a plain dual level
+            outputs, pull = torch.func.vjp(_at(formula, given, places), *values)
             _, push = torch.func.vjp(pull, tuple(torch.zeros_like(x) for x in outputs))
             return push(along)[0]
 

@@ -88,12 +88,10 @@ def _narrow_keys(dtype: str) -> list[Config]:
         _config("weights", dtype, 0, (4, 2), tile),
         *_row_kernels(dtype),
     ]
-    means = [(64, (64, 32), ARCHS), (128, (64, 32), ARCHS), (256, (32, 16), ARCHS)]
-    if (
-        dtype == "fp32 fp16"
-    ):  # twice the terms: deeper sums spill, and sm_100's 128 does not compile
-        means = [(64, (64, 32), ARCHS), (128, (64, 32), (80, 90))]
-    for depth, (rows, columns), archs in means:
+    whole = [(64, (64, 32), ARCHS), (128, (64, 32), ARCHS), (256, (32, 16), ARCHS)]
+    # twice the terms: deeper sums spill, and at 128 sm_100's compiler leaves no code
+    halves = [(64, (64, 32), ARCHS), (128, (64, 32), (80, 90))]
+    for depth, (rows, columns), archs in whole if dtype == "fp32 bf16" else halves:
         constants = dict(tile, BI=rows, BJ=columns, BK=depth)
         found.append(_config("mean", dtype, depth, (8, 2), constants, archs))
     return found

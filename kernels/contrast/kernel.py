@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastssl.kernels.contrast.product import product
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 NEVER = tl.constexpr(-1.0e30)  # logit of a pair that does not count; finite, so no inf - inf
@@ -49,55 +51,13 @@ def _rows(ptr, block, count, B: tl.constexpr, BK: tl.constexpr):
 
 
 @triton.jit
-def _product(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b; operands of one dtype as PRECISION says.
-
-    float32 beside 16 bits: both are taken apart into bfloat16 terms, which loses nothing (24 bits
-    are three times 8, and float16's 11 are 8 and 3), so tensor cores give float32's own product.
-    """
-    if a.dtype == b.dtype:
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
-    else:
-        if b.dtype == tl.float16:
-            high = b.to(tl.bfloat16)
-            acc = _product(a, (b.to(tl.float32) - high.to(tl.float32)).to(tl.bfloat16), acc,
-                           PRECISION)  # fmt: skip
-            acc = _product(a, high, acc, PRECISION)
-        elif a.dtype == tl.float16:
-            high = a.to(tl.bfloat16)
-            acc = _product((a.to(tl.float32) - high.to(tl.float32)).to(tl.bfloat16), b, acc,
-                           PRECISION)  # fmt: skip
-            acc = _product(high, b, acc, PRECISION)
-        elif a.dtype == tl.float32:
-            high, middle, low = _three(a)
-            acc = tl.dot(low, b, acc)
-            acc = tl.dot(middle, b, acc)
-            acc = tl.dot(high, b, acc)
-        else:
-            high, middle, low = _three(b)
-            acc = tl.dot(a, low, acc)
-            acc = tl.dot(a, middle, acc)
-            acc = tl.dot(a, high, acc)
-    return acc
-
-
-@triton.jit
-def _three(x):
-    """Three bfloat16 terms whose sum is the float32 x."""
-    high = x.to(tl.bfloat16)
-    rest = x - high.to(tl.float32)
-    middle = rest.to(tl.bfloat16)
-    return high, middle, (rest - middle.to(tl.float32)).to(tl.bfloat16)
-
-
-@triton.jit
 def _dot(q_ptr, a_IK, k_ptr, i, j, N, K, num_k, BI: tl.constexpr, BJ: tl.constexpr,
          BK: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """q . k of one tile; the query operand a_IK is loaded once when it holds the whole depth."""
     if RESIDENT:
         b_JK = _rows(k_ptr, j, K, BJ, BK)
         s_IJ = tl.zeros([BI, BJ], dtype=tl.float32)
-        s_IJ = _product(a_IK, tl.trans(b_JK), s_IJ, PRECISION)
+        s_IJ = product(a_IK, tl.trans(b_JK), s_IJ, PRECISION)
     else:
         k = tl.arange(0, BK)
         depth = num_k * BK
@@ -111,7 +71,7 @@ def _dot(q_ptr, a_IK, k_ptr, i, j, N, K, num_k, BI: tl.constexpr, BJ: tl.constex
         for _ in range(num_k):
             b_KJ = tl.trans(tl.load(b_ptrs, mask=real_J, other=0.0))
             a = tl.load(a_ptrs, mask=real_I, other=0.0)
-            s_IJ = _product(a, b_KJ, s_IJ, PRECISION)
+            s_IJ = product(a, b_KJ, s_IJ, PRECISION)
             a_ptrs += BK
             b_ptrs += BK
     return s_IJ
@@ -288,7 +248,7 @@ def contrast_mean_kernel(q_ptr, k_ptr, scale_ptr, q_label_ptr, k_label_ptr, q_ro
     for j in range(begin, end):
         b_JK = _rows(k_ptr, j, K, BJ, BK)
         s_IJ = tl.zeros([BI, BJ], dtype=tl.float32)
-        s_IJ = _product(a_IK, tl.trans(b_JK), s_IJ, PRECISION)
+        s_IJ = product(a_IK, tl.trans(b_JK), s_IJ, PRECISION)
         x_IJ = _counted(s_IJ * per_logit, label_I, row_I, k_label_ptr, k_row_ptr, i, j,
                         N, K, keep, apart, BI, BJ)  # fmt: skip
         m_new = tl.maximum(m_I, tl.max(x_IJ, 1))
@@ -297,7 +257,7 @@ def contrast_mean_kernel(q_ptr, k_ptr, scale_ptr, q_label_ptr, k_label_ptr, q_ro
         l_I = l_I * shrink_I + tl.sum(e_IJ, 1)
         acc_IK *= shrink_I[:, None]
         # weights take the precision of the queries: beside float32 they are not rounded
-        acc_IK = _product(e_IJ.to(a_IK.dtype), b_JK, acc_IK, PRECISION)
+        acc_IK = product(e_IJ.to(a_IK.dtype), b_JK, acc_IK, PRECISION)
         m_I = m_new
     slot = (c * num_blocks + i) * BI
     tl.store(sums_ptr + slot + rows, l_I)

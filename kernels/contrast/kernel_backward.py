@@ -18,10 +18,10 @@ from fastssl.kernels.contrast.kernel import (
     _dot,
     _jit,
     _own_ids,
-    _product,
     _rows,
     _temperature,
 )
+from fastssl.kernels.contrast.product import product
 
 HEADROOM = tl.constexpr(13.0)  # W is kept times 2^13: fp16 neither overflows nor flushes 1/K
 FAR = tl.constexpr(1.0e30)  # log-denominator where no pair counts: every exponential is zero
@@ -108,7 +108,7 @@ def contrast_pull_kernel(q_ptr, k_ptr, scale_ptr, q_label_ptr, k_label_ptr, q_ro
     for j in range(begin, tl.minimum(begin + per_split, (K + BJ - 1) // BJ)):
         b_JK = _rows(k_ptr, j, K, BJ, BK)
         s_IJ = tl.zeros([BI, BJ], dtype=tl.float32)
-        s_IJ = _product(a_IK, tl.trans(b_JK), s_IJ, PRECISION)
+        s_IJ = product(a_IK, tl.trans(b_JK), s_IJ, PRECISION)
         w_IJ = _weights(s_IJ, temperature, label_I, row_I, k_label_ptr, k_row_ptr, own_ptr,
                         other_ptr, i, j, N, K, P, Q, keep, apart, sides, BI, BJ)  # fmt: skip
         acc_IK = tl.dot(w_IJ.to(b_JK.dtype), b_JK, acc_IK, input_precision=PRECISION)

@@ -71,8 +71,8 @@ def contrast(
 
     Returns:
         Denominators in float32 (float64 if an operand is); -inf where no pair counts. ``top`` has
-        no gradient. torch.func transforms, forward-mode AD and second
-        derivatives are answered by the formula in tiles, without N x K memory.
+        no gradient. torch.func transforms, second derivatives and forward-mode AD
+        derivatives are answered by the formula in tiles; they may take N x K memory.
 
     Raises:
         ValueError: an argument does not fit; the message names it.

@@ -128,6 +128,7 @@ def positive_similarity(z_MD: Tensor, num_views: int) -> Tensor:
 
 
 def reduce(loss_M: Tensor, reduction: str) -> Tensor:
+    """Losses per row as they are, or their mean or sum."""
     if reduction == "mean":
         return loss_M.mean()
     return loss_M.sum() if reduction == "sum" else loss_M
