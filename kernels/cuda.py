@@ -22,7 +22,7 @@ class Config:
     """One shipped binary per architecture: which input it serves and how it is compiled."""
 
     kernel: str
-    dtype: str  # "fp16", "bf16", "fp32" (IEEE products) or "tf32"
+    dtype: str  # "fp16", "bf16", "fp32" (IEEE products), "tf32"; "fp32 bf16": queries and keys
     depth: int  # serves padded D up to this; 0 serves any
     num_warps: int
     num_stages: int
@@ -84,7 +84,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def padded_depth(D: int, dtype: str) -> int:
-    """Features after padding: one of three whole depths in 16 bits, else a multiple of 64."""
-    if dtype in NAMES.values() and D <= 256:
+    """Features after padding: one of three whole depths for 16-bit keys, else a multiple of 64."""
+    if dtype not in ("fp32", "tf32") and D <= 256:
         return 64 if D <= 64 else 128 if D <= 128 else 256
     return -(-D // DEPTH_MULTIPLE) * DEPTH_MULTIPLE

@@ -85,8 +85,9 @@ class Call:
         return allocate(shape, torch.float32, self.device)
 
     def chunk(self, *shape: int) -> Tensor:
-        """Scratch in the dtype of the operands."""
-        return allocate(shape, self.own.x_RD.dtype, self.device)
+        """Scratch in the wider dtype of the operands."""
+        dtype = torch.promote_types(self.own.x_RD.dtype, self.other.x_RD.dtype)
+        return allocate(shape, dtype, self.device)
 
     def like(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Uninitialised, dense, of the shape of ``x``."""
@@ -113,20 +114,21 @@ def launch(config: Config, grid: tuple[int, ...], *arguments: object) -> None:
 
 
 def as_call(q_ND: Tensor, k_KD: Tensor, scale: Tensor, ids: Ids, bound: float) -> Call:
-    """Operands of mixed dtypes meet in the wider one, as in torch."""
+    """Queries take the wider dtype; 16-bit keys beside float32 ones stay as they are stored."""
     dtype = torch.promote_types(q_ND.dtype, k_KD.dtype)
-    name = dtype_name(dtype)
+    stored = k_KD.dtype if q_ND.dtype == torch.float32 else dtype
+    name = dtype_name(dtype) if stored == dtype else f"fp32 {dtype_name(stored)}"
     depth = padded_depth(q_ND.shape[1], name)
     nobody = torch.empty(1, dtype=torch.int64, device=q_ND.device)  # never read
     own, other = (
         Side(
-            _operand(x_RD, dtype, depth),
+            _operand(x_RD, kept, depth),
             nobody if label is None else label.contiguous(),
             nobody if row is None else row.contiguous(),
         )
-        for x_RD, label, row in (
-            (q_ND, ids.q_label_N, ids.q_row_N),
-            (k_KD, ids.k_label_K, ids.k_row_K),
+        for x_RD, kept, label, row in (
+            (q_ND, dtype, ids.q_label_N, ids.q_row_N),
+            (k_KD, stored, ids.k_label_K, ids.k_row_K),
         )
     )
     apart = int(ids.q_row_N is not None and ids.k_row_K is not None)

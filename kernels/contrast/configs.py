@@ -19,10 +19,15 @@ def _denominators(
     dtype: str, depth: int, shape: tuple[int, int], tile: dict[str, Any], resident: bool
 ) -> list[Config]:
     """The forward pass without and with column sums."""
-    return [
-        _config(kernel, dtype, depth, shape, dict(tile, RESIDENT=resident, COLUMNS=columns))
-        for kernel, columns in (("rows", False), ("columns", True))
-    ]
+    rows, columns = (dict(tile, RESIDENT=resident, COLUMNS=columns) for columns in (False, True))
+    found = [_config("rows", dtype, depth, shape, rows)]
+    if dtype.startswith("fp32"):  # left to itself, the assembler spills to fit two blocks
+        columns["maxnreg"] = 168
+    elif depth in (64, 128):  # two blocks on a multiprocessor, without a spill, where they fit
+        halved = dict(columns, maxnreg=128)
+        found.append(_config("columns", dtype, depth, shape, halved, (90,)))
+        return [*found, _config("columns", dtype, depth, shape, columns, (80, 100))]
+    return [*found, _config("columns", dtype, depth, shape, columns)]
 
 
 def _whole_depth(dtype: str) -> list[Config]:
@@ -57,14 +62,38 @@ def _any_depth(dtype: str, precision: str, block: int, depth: int, stages: int) 
     ]
 
 
+def _single_pass(
+    dtype: str, depth: int, block: tuple[int, int], archs: tuple[int, ...] = ARCHS
+) -> Config:
+    """ "mean" where its sum needs smaller blocks than those of 16 bits and D <= 256."""
+    precision = "ieee" if dtype == "fp32" else "tf32"
+    tile = {"BI": block[0], "BJ": block[1], "BK": depth, "PRECISION": precision}
+    return _config("mean", dtype, depth, (8, 1 if dtype == "fp32" else 2), tile, archs)
+
+
 def _row_kernels(dtype: str) -> list[Config]:
-    found = [
+    return [
         _config("merge", dtype, 0, (4, 1), {"ROWS": 32, "SLOTS": 64}),
         _config("state", dtype, 0, (4, 1), {"ROWS": 128}),
         _config("finish", dtype, 0, (4, 1), {"ROWS": 8, "BK": 32}),
+        _config("average", dtype, 0, (4, 1), {"ROWS": 8, "BK": 64}),
     ]
-    if dtype in ("bf16", "fp16"):  # whose "mean" kernel leaves strips to average
-        found.append(_config("average", dtype, 0, (4, 1), {"ROWS": 8, "BK": 64}))
+
+
+def _narrow_keys(dtype: str) -> list[Config]:
+    """float32 queries, keys stored in 16 bits and widened in registers: three or six products."""
+    tile = {"BI": 64, "BJ": 32, "BK": 32, "PRECISION": "ieee"}
+    found = [
+        *_denominators(dtype, 0, (4, 2), tile, False),
+        _config("weights", dtype, 0, (4, 2), tile),
+        *_row_kernels(dtype),
+    ]
+    whole = [(64, (64, 32), ARCHS), (128, (64, 32), ARCHS), (256, (32, 16), ARCHS)]
+    # twice the terms: deeper sums spill, and at 128 sm_100's compiler leaves no code
+    halves = [(64, (64, 32), ARCHS), (128, (64, 32), (80, 90))]
+    for depth, (rows, columns), archs in whole if dtype == "fp32 bf16" else halves:
+        constants = dict(tile, BI=rows, BJ=columns, BK=depth)
+        found.append(_config("mean", dtype, depth, (8, 2), constants, archs))
     return found
 
 
@@ -79,6 +108,15 @@ CONFIGS: tuple[Config, ...] = (
     *_row_kernels("fp16"),
     *_row_kernels("fp32"),
     *_row_kernels("tf32"),
+    _single_pass("bf16", 512, (64, 32)),
+    _single_pass("fp16", 512, (64, 32)),
+    *(_single_pass("fp32", depth, (32, 16)) for depth in (64, 128, 256)),
+    _single_pass("tf32", 64, (64, 32)),
+    _single_pass("tf32", 128, (64, 32), (80, 90)),
+    _single_pass("tf32", 128, (32, 16), (100,)),
+    _single_pass("tf32", 256, (32, 16)),
+    *_narrow_keys("fp32 bf16"),
+    *_narrow_keys("fp32 fp16"),
 )
 
 

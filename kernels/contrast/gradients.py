@@ -85,7 +85,10 @@ def _by_gemm(
     call: Call, states: tuple[Tensor, ...], sides: int, outs: tuple[Tensor | None, Tensor | None]
 ) -> tuple[Tensor | None, Tensor | None]:
     """2^13 W k (1, N, D) and 2^13 W^T q (1, K, D), each where the output is wanted."""
-    if call.own.count < call.other.count:  # a chunk is as wide as the shorter side
+    sizes = [side.x_RD.element_size() for side in (call.own, call.other)]
+    # a chunk is as wide as the shorter side, unless the other is stored narrower: then it is the
+    # one to be chunked, since a GEMM wants a copy in the dtype of W
+    if sizes[0] > sizes[1] or (sizes[0] == sizes[1] and call.own.count < call.other.count):
         flipped = {OWN: OTHER, OTHER: OWN, BOTH: BOTH}[sides]
         return _by_gemm(call.swapped(), states[::-1], flipped, outs[::-1])[::-1]
     q_ND, k_KD = call.own.x_RD, call.other.x_RD
@@ -93,7 +96,8 @@ def _by_gemm(
     config = call.config("weights")
     block, num_k = config.constants["BI"], call.depth // config.constants["BK"]
     num_i, num_j = -(-N // block), Q // config.constants["BJ"]
-    per_chunk = min(num_i, max(1, CHUNK_BYTES // (Q * q_ND.element_size() * block)))
+    widest = max(Q, call.depth if sizes[0] < sizes[1] else 0)
+    per_chunk = min(num_i, max(1, CHUNK_BYTES // (widest * max(sizes) * block)))
     w_CQ = call.chunk(per_chunk * block, Q)
     acc_ND, acc_KD = (
         None if out is None else call.scratch(1, side.count, call.depth)
@@ -110,7 +114,7 @@ def _by_gemm(
         if acc_ND is not None:
             _gemm(w_CK, k_KD, acc_ND[0, rows], False)
         if acc_KD is not None:
-            _gemm(w_CK.T, q_ND[rows], acc_KD[0], begin > 0)
+            _gemm(w_CK.T, q_ND[rows].to(w_CQ.dtype), acc_KD[0], begin > 0)
     return acc_ND, acc_KD
 
 

@@ -11,10 +11,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastssl.kernels.contrast.product import product
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 NEVER = tl.constexpr(-1.0e30)  # logit of a pair that does not count; finite, so no inf - inf
 NOTHING = tl.constexpr(-1.0e29)  # a maximum below it belongs to a row without pairs
+LIFT = tl.constexpr(64.0)
+SPAN = tl.constexpr(150.0)  # 126 + LIFT, less what a sum may lose
 _USERS = {"scale_ptr", "q_label_ptr", "k_label_ptr", "q_row_ptr", "k_row_ptr", "lse_ptr", "g_ptr"}
 
 
@@ -52,7 +56,8 @@ def _dot(q_ptr, a_IK, k_ptr, i, j, N, K, num_k, BI: tl.constexpr, BJ: tl.constex
     """q . k of one tile; the query operand a_IK is loaded once when it holds the whole depth."""
     if RESIDENT:
         b_JK = _rows(k_ptr, j, K, BJ, BK)
-        s_IJ = tl.dot(a_IK, tl.trans(b_JK), input_precision=PRECISION)
+        s_IJ = tl.zeros([BI, BJ], dtype=tl.float32)
+        s_IJ = product(a_IK, tl.trans(b_JK), s_IJ, PRECISION)
     else:
         k = tl.arange(0, BK)
         depth = num_k * BK
@@ -66,7 +71,7 @@ def _dot(q_ptr, a_IK, k_ptr, i, j, N, K, num_k, BI: tl.constexpr, BJ: tl.constex
         for _ in range(num_k):
             b_KJ = tl.trans(tl.load(b_ptrs, mask=real_J, other=0.0))
             a = tl.load(a_ptrs, mask=real_I, other=0.0)
-            s_IJ = tl.dot(a, b_KJ, s_IJ, input_precision=PRECISION)
+            s_IJ = product(a, b_KJ, s_IJ, PRECISION)
             a_ptrs += BK
             b_ptrs += BK
     return s_IJ
@@ -99,6 +104,36 @@ def _counted(x_IJ, label_I, row_I, k_label_ptr, k_row_ptr, i, j, N, K, keep, apa
         row_J = tl.load(k_row_ptr + cols, mask=cols < K, other=0)
         x_IJ = tl.where(row_I[:, None] == row_J[None, :], NEVER, x_IJ)
     return x_IJ
+
+
+@triton.jit
+def _both_sums(x_IJ, t_I, t_J, m_I):
+    """sum_j exp2(x_ij - m_i) and sum_i exp2(x_ij - t_j), t being the tile's own maxima.
+
+    One exponential gives both, shifted to 2^LIFT below the tile's largest, as long as no row or
+    column maximum lies more than SPAN under it: what flushes to zero is then below 2^-34 of its
+    sum. A logit that far down (similarities of one tile from 1 to -0.04 at CLIP's limit of 100)
+    costs its tile a second one.
+    """
+    top = tl.max(t_I, 0)
+    low = tl.minimum(_lowest(t_I, top), _lowest(t_J, top))
+    shift = top - LIFT
+    one = top - low <= SPAN
+    from_I = tl.where(one, shift, m_I)
+    e_IJ = tl.exp2(x_IJ - from_I[:, None])
+    # without pairs there is no maximum to return to
+    e_I = tl.where(t_I < NOTHING, 0.0, tl.sum(e_IJ, 1) * tl.exp2(from_I - m_I))
+    if one == 0:
+        e_IJ = tl.exp2(x_IJ - t_J[None, :])
+    back_J = tl.where(one, tl.exp2(shift - t_J), 1.0)
+    l_J = tl.where(t_J < NOTHING, 0.0, tl.sum(e_IJ, 0) * back_J)
+    return e_I, l_J
+
+
+@triton.jit
+def _lowest(t_R, top):
+    """The smallest of the maxima that belong to a pair."""
+    return tl.min(tl.where(t_R < NOTHING, top, t_R), 0)
 
 
 @_jit
@@ -141,14 +176,17 @@ def contrast_forward_kernel(q_ptr, k_ptr, scale_ptr, q_label_ptr, k_label_ptr, q
             s_IJ = _dot(q_ptr, a_IK, k_ptr, i, j, N, K, num_k, BI, BJ, BK, RESIDENT, PRECISION)
             x_IJ = _counted(s_IJ * per_logit, label_I, row_I, k_label_ptr, k_row_ptr, i, j,
                             N, K, keep, apart, BI, BJ)  # fmt: skip
-            m_new = tl.maximum(m_I, tl.max(x_IJ, 1))
-            l_I = l_I * tl.exp2(m_I - m_new) + tl.sum(tl.exp2(x_IJ - m_new[:, None]), 1)
-            m_I = m_new
+            t_I = tl.max(x_IJ, 1)
+            m_new = tl.maximum(m_I, t_I)
             if COLUMNS:
-                m_J = tl.max(x_IJ, 0)
-                tl.store(col_maxes_ptr + col_slot + j * BJ + cols, m_J)
-                l_J = tl.sum(tl.exp2(x_IJ - m_J[None, :]), 0)
+                t_J = tl.max(x_IJ, 0)
+                e_I, l_J = _both_sums(x_IJ, t_I, t_J, m_new)
+                l_I = l_I * tl.exp2(m_I - m_new) + e_I
+                tl.store(col_maxes_ptr + col_slot + j * BJ + cols, t_J)
                 tl.store(col_sums_ptr + col_slot + j * BJ + cols, l_J)
+            else:
+                l_I = l_I * tl.exp2(m_I - m_new) + tl.sum(tl.exp2(x_IJ - m_new[:, None]), 1)
+            m_I = m_new
     tl.store(sums_ptr + slot + rows, l_I)
     tl.store(maxes_ptr + slot + rows, m_I)
 
@@ -209,7 +247,8 @@ def contrast_mean_kernel(q_ptr, k_ptr, scale_ptr, q_label_ptr, k_label_ptr, q_ro
     acc_IK = tl.zeros([BI, BK], dtype=tl.float32)
     for j in range(begin, end):
         b_JK = _rows(k_ptr, j, K, BJ, BK)
-        s_IJ = tl.dot(a_IK, tl.trans(b_JK), input_precision=PRECISION)
+        s_IJ = tl.zeros([BI, BJ], dtype=tl.float32)
+        s_IJ = product(a_IK, tl.trans(b_JK), s_IJ, PRECISION)
         x_IJ = _counted(s_IJ * per_logit, label_I, row_I, k_label_ptr, k_row_ptr, i, j,
                         N, K, keep, apart, BI, BJ)  # fmt: skip
         m_new = tl.maximum(m_I, tl.max(x_IJ, 1))
@@ -217,7 +256,8 @@ def contrast_mean_kernel(q_ptr, k_ptr, scale_ptr, q_label_ptr, k_label_ptr, q_ro
         e_IJ = tl.exp2(x_IJ - m_new[:, None])
         l_I = l_I * shrink_I + tl.sum(e_IJ, 1)
         acc_IK *= shrink_I[:, None]
-        acc_IK = tl.dot(e_IJ.to(b_JK.dtype), b_JK, acc_IK, input_precision=PRECISION)
+        # weights take the precision of the queries: beside float32 they are not rounded
+        acc_IK = product(e_IJ.to(a_IK.dtype), b_JK, acc_IK, PRECISION)
         m_I = m_new
     slot = (c * num_blocks + i) * BI
     tl.store(sums_ptr + slot + rows, l_I)

@@ -21,9 +21,11 @@ from fastssl.kernels.contrast.kernel import (
     _rows,
     _temperature,
 )
+from fastssl.kernels.contrast.product import product
 
 HEADROOM = tl.constexpr(13.0)  # W is kept times 2^13: fp16 neither overflows nor flushes 1/K
 FAR = tl.constexpr(1.0e30)  # log-denominator where no pair counts: every exponential is zero
+SPAN = tl.constexpr(160.0)  # of fp32's 2^-126 .. 2^127, less what a weight may lose
 
 
 @_jit
@@ -48,11 +50,19 @@ def contrast_state_kernel(scale_ptr, lse_ptr, g_ptr, g_max_ptr, state_ptr, bound
 
 
 @triton.jit
+def _highest(lse_R):
+    """The largest log-denominator of rows for which a pair counts."""
+    return tl.max(tl.where(lse_R < 1.0e29, lse_R, -FAR), 0)
+
+
+@triton.jit
 def _weights(s_IJ, temperature, label_I, row_I, k_label_ptr, k_row_ptr, own_ptr, other_ptr, i, j,
              N, K, P, Q, keep, apart, sides, BI: tl.constexpr, BJ: tl.constexpr):  # fmt: skip
     """2^13 W of one tile. sides: 1 own denominators, 2 the other's, 3 both.
 
-    Bounded logits share one exponential; unbounded ones need one per side.
+    Bounded logits share one exponential. Unbounded ones do too, shifted to the middle of the tile's
+    log-denominators, as long as these lie within SPAN: no x exceeds its own, so nothing overflows,
+    and what flushes to zero has a weight below 2^-46. Else one exponential per side.
     """
     per_logit, shift, bounded = temperature
     rows = i * BI + tl.arange(0, BI)
@@ -64,13 +74,20 @@ def _weights(s_IJ, temperature, label_I, row_I, k_label_ptr, k_row_ptr, own_ptr,
         share_J = tl.load(other_ptr + 2 * Q + cols)
         w_IJ = tl.exp2(x_IJ) * (share_I[:, None] + share_J[None, :])
     else:
-        w_IJ = tl.zeros([BI, BJ], dtype=tl.float32)
-        if sides != 2:
-            lse_I = tl.load(own_ptr + rows)
-            w_IJ += tl.exp2(x_IJ - lse_I[:, None]) * tl.load(own_ptr + P + rows)[:, None]
-        if sides != 1:
-            lse_J = tl.load(other_ptr + cols)
-            w_IJ += tl.exp2(x_IJ - lse_J[None, :]) * tl.load(other_ptr + Q + cols)[None, :]
+        lse_I, lse_J = tl.load(own_ptr + rows), tl.load(other_ptr + cols)
+        g_I, g_J = tl.load(own_ptr + P + rows), tl.load(other_ptr + Q + cols)
+        low = tl.minimum(tl.min(lse_I, 0), tl.min(lse_J, 0))
+        high = tl.maximum(_highest(lse_I), _highest(lse_J))
+        middle = (low + high) * 0.5
+        if high - low <= SPAN:
+            share_I, share_J = g_I * tl.exp2(middle - lse_I), g_J * tl.exp2(middle - lse_J)
+            w_IJ = tl.exp2(x_IJ - middle) * (share_I[:, None] + share_J[None, :])
+        else:
+            w_IJ = tl.zeros([BI, BJ], dtype=tl.float32)
+            if sides != 2:
+                w_IJ += tl.exp2(x_IJ - lse_I[:, None]) * g_I[:, None]
+            if sides != 1:
+                w_IJ += tl.exp2(x_IJ - lse_J[None, :]) * g_J[None, :]
     return w_IJ
 
 
@@ -90,7 +107,8 @@ def contrast_pull_kernel(q_ptr, k_ptr, scale_ptr, q_label_ptr, k_label_ptr, q_ro
     acc_IK = tl.zeros([BI, BK], dtype=tl.float32)
     for j in range(begin, tl.minimum(begin + per_split, (K + BJ - 1) // BJ)):
         b_JK = _rows(k_ptr, j, K, BJ, BK)
-        s_IJ = tl.dot(a_IK, tl.trans(b_JK), input_precision=PRECISION)
+        s_IJ = tl.zeros([BI, BJ], dtype=tl.float32)
+        s_IJ = product(a_IK, tl.trans(b_JK), s_IJ, PRECISION)
         w_IJ = _weights(s_IJ, temperature, label_I, row_I, k_label_ptr, k_row_ptr, own_ptr,
                         other_ptr, i, j, N, K, P, Q, keep, apart, sides, BI, BJ)  # fmt: skip
         acc_IK = tl.dot(w_IJ.to(b_JK.dtype), b_JK, acc_IK, input_precision=PRECISION)

@@ -1,9 +1,10 @@
 """``contrast`` on CUDA: configs, grids and scratch memory for the kernels of kernel.py.
 
 Forward: each logit once, for rows and columns. ``forward_mean``: attention with V = K in one pass
-where the (rows, D) sum fits in registers (16 bits, D <= 256). Backward: one gradient is taken
-FlashAttention-shaped, both share W, written once in chunks that stay in L2 (2 + 4 NKD flops instead
-of 8). float64 runs as plain-torch tiles. No launch waits for the device: CUDA graphs capture it.
+where the (rows, D) sum fits in registers (D <= 256; 512 in 16 bits). Backward: one gradient is
+taken FlashAttention-shaped, both share W, written once in chunks that stay in L2 (2 + 4 NKD flops
+instead of 8). float64 runs as plain-torch tiles. No launch waits for the device: CUDA graphs
+capture it.
 """
 
 # shapes: N queries, K keys, D features, P = N padded to blocks

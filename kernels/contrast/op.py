@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastssl.kernels.contrast import reference
+from fastssl.kernels.contrast import tiles
 from fastssl.kernels.contrast.backends import BACKENDS, FAKES, implementations
 from fastssl.kernels.contrast.checks import Pairs, bad, check, scale_tensor
 from fastssl.kernels.contrast.reference import Ids
@@ -71,7 +71,8 @@ def contrast(
 
     Returns:
         Denominators in float32 (float64 if an operand is); -inf where no pair counts. ``top`` has
-        no gradient. Under torch.func transforms the formula answers (N x K memory).
+        no gradient. torch.func transforms, second derivatives and forward-mode AD
+        derivatives are answered by the formula in tiles; they may take N x K memory.
 
     Raises:
         ValueError: an argument does not fit; the message names it.
@@ -120,10 +121,7 @@ def contrast_mean(
 
 def _formula(queries, keys, scale, pairs: Pairs, columns: bool) -> Denominators:
     """What transforms see: plain torch, which vmap and every mode of differentiation know."""
-    ids = Ids(*_flat(pairs))
-    rows, cols = reference.denominators(queries, keys, scale, ids, columns)
-    top = reference.logits(queries, keys, scale, ids).amax(dim=1).detach()
-    return Denominators(rows, cols, top)
+    return Denominators(*tiles.denominators(queries, keys, scale, Ids(*_flat(pairs)), columns))
 
 
 def _flat(pairs: Pairs) -> tuple:
@@ -153,7 +151,7 @@ def _backward(ctx, g_rows, g_cols, _top, _kept):
     if torch.is_grad_enabled():  # create_graph: a second derivative may be asked for
 
         def formula(q, k, scale):
-            return reference.denominators(q, k, scale, Ids(ql, kl, qr, kr, keep), columns)
+            return tiles.denominators(q, k, scale, Ids(ql, kl, qr, kr, keep), columns)[:2]
 
         return *_differentiable(formula, (g_rows, g_cols), (q, k, scale)), *nothing
     want_q, want_k, want_scale = ctx.needs_input_grad[:3]
@@ -193,7 +191,7 @@ def _backward_mean(ctx, g_rows, _top, _mean):
             )
 
         def formula(q, scale):
-            return reference.denominators(q, k, scale, Ids(ql, kl, qr, kr, keep), False)[:1]
+            return tiles.denominators(q, k, scale, Ids(ql, kl, qr, kr, keep), False)[:1]
 
         dq, dscale = _differentiable(formula, (g_rows,), (q, scale))
         return dq, None, dscale, *nothing[1:]
@@ -205,7 +203,7 @@ def _backward_mean(ctx, g_rows, _top, _mean):
 
 
 def _differentiable(formula, grads, inputs) -> list[Tensor | None]:
-    """The formula's own gradients, kept differentiable (materialises N x K).
+    """The formula's own gradients, kept differentiable.
 
     They are taken with respect to aliases: an input may be a function of another one, and that
     path belongs to the caller's graph.

@@ -66,8 +66,8 @@ def denominators(
 ) -> tuple[Tensor, Tensor]:
     """rows (N,) and cols (K,) (empty unless ``columns``), differentiable to any order."""
     x_NK = logits(q_ND, k_KD, scale, ids)
-    rows_N = _logsumexp(x_NK, 1)
-    return rows_N, _logsumexp(x_NK, 0) if columns else rows_N.new_empty(0)
+    rows_N = logsumexp(x_NK, 1)
+    return rows_N, logsumexp(x_NK, 0) if columns else rows_N.new_empty(0)
 
 
 def forward(
@@ -133,7 +133,7 @@ def _softmax(x_NK: Tensor, lse: Tensor) -> Tensor:
     return torch.where(lse == -torch.inf, 0.0, (x_NK - lse).exp())
 
 
-def _logsumexp(x_NK: Tensor, dim: int) -> Tensor:
+def logsumexp(x_NK: Tensor, dim: int) -> Tensor:
     """torch.logsumexp whose gradient is zero instead of NaN where every logit is -inf."""
     none = (x_NK == -torch.inf).all(dim=dim, keepdim=True)
     return x_NK.masked_fill(none, 0.0).logsumexp(dim=dim).masked_fill(none.squeeze(dim), -torch.inf)

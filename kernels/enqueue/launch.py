@@ -3,11 +3,10 @@
 # shapes: N keys of a batch, K rows of the ring, D features
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor
 
+from fastssl.kernels.cuda import on_device
 from fastssl.kernels.enqueue import kernel, reference
 
 KERNELS = {"enqueue": kernel.enqueue_kernel}
@@ -21,7 +20,7 @@ def enqueue(rows_KD: Tensor, pointer: Tensor, keys_ND: Tensor) -> None:
     capacity, width = rows_KD.shape
     count = keys_ND.shape[0]
     first = max(count - capacity, 0)
-    with torch.cuda.device(rows_KD.device) if rows_KD.is_cuda else contextlib.nullcontext():
+    with on_device(rows_KD):
         launch(
             "enqueue", (count - first,), keys_ND, rows_KD, pointer, first, capacity, width,
             *keys_ND.stride(), BLOCK=BLOCK,

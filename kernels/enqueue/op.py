@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastssl.kernels import native as compiled
+from fastssl.kernels.eager import is_transformed
 from fastssl.kernels.enqueue import native, reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -34,6 +35,11 @@ def enqueue(rows: Tensor, pointer: Tensor, keys: Tensor) -> None:
     Source: the queue of MoCo (He et al. 2020, arXiv:1911.05722, alg. 1).
     """
     check(rows, pointer, keys)
+    if is_transformed():
+        raise ValueError(
+            "enqueue: rows are written in place and must be outside of torch.func transforms and "
+            "forward-mode AD; received a call inside of one"
+        )
     torch.ops.fastssl.enqueue(rows, pointer, keys.detach())
 
 

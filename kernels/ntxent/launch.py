@@ -8,16 +8,21 @@ float64 runs as plain-torch tiles. No launch waits for the device, so CUDA graph
 # shapes: V views, N samples, M = V * N rows, P = M padded to blocks, D features, K = D padded
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from fastssl.kernels.cuda import ARCHS, Config
+from fastssl.kernels.cuda import (
+    Config,
+    architecture,
+    dtype_name,
+    multiprocessors,
+    on_device,
+    padded_depth,
+    serves,
+)
 from fastssl.kernels.ntxent import float64, kernel, kernel_backward, reference
 from fastssl.kernels.ntxent.configs import serving
 
@@ -25,8 +30,6 @@ STRIPS = 16  # column strips of the forward pass
 BAND = 128  # row blocks per forward launch: bounds the column-sum slots to (BAND + 17) x P
 CHUNK_BYTES = 24 << 20  # a chunk of W rows that an L2 keeps (A100 40 MB, H100 50 MB)
 ROW_MULTIPLE = 128  # every row block of every config divides it
-DEPTH_MULTIPLE = 64
-NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 KERNELS = {
     "prepare": kernel.ntxent_prepare_kernel,
     "forward": kernel.ntxent_forward_kernel,
@@ -66,12 +69,12 @@ def forward(
 
     views: V tensors (N, D) of any strides. temperature: one element, on the device of the views.
     """
-    if not _serves(views[0].device):
+    if not serves(views[0].device, "ntxent"):
         return reference.forward(list(views), temperature, reduction, keep)
     if views[0].dtype == torch.float64:
         loss_M, lse_M, rnorm_M = float64.forward(views, temperature, chunk_bytes=CHUNK_BYTES)
     else:
-        with _on_device(views[0]):
+        with on_device(views[0]):
             rows = _prepare(views)
             loss_M, lse_M = _loss(rows, temperature.to(torch.float32))
             rnorm_M = rows.rnorm_M
@@ -90,7 +93,7 @@ def backward(
     kept: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the stacked views (M, D) in their dtype, and of the temperature, 0-d."""
-    if not _serves(views[0].device):
+    if not serves(views[0].device, "ntxent"):
         return reference.backward(grad, list(views), temperature, reduction, lse_M, rnorm_M, kept)
     share = 1.0 / lse_M.shape[0] if reduction == "mean" else 1.0
     if views[0].dtype == torch.float64:
@@ -98,12 +101,12 @@ def backward(
         return float64.backward(
             weight_M, views, temperature, lse_M, rnorm_M, chunk_bytes=CHUNK_BYTES
         )
-    with _on_device(views[0]):
+    with on_device(views[0]):
         rows, tau = _prepare(views), temperature.to(torch.float32)
         grad = grad.to(torch.float32)
         g_max = grad if grad.dim() == 0 else grad.abs().amax()
         state_3P = _state(rows, tau, lse_M, grad, g_max)
-        fused = serving("backward", rows.dtype, rows.y_PK.shape[1], _arch(lse_M.device))
+        fused = serving("backward", rows.dtype, rows.y_PK.shape[1], architecture(lse_M.device))
         accumulate = _accumulate_by_gemm if fused is None else _accumulate_fused
         acc_SPK = accumulate(rows, tau, state_3P)
         return _project(rows, tau, state_3P, g_max, acc_SPK, share)
@@ -119,59 +122,16 @@ def launch(config: Config, grid: tuple[int, ...], *arguments: object) -> None:
     KERNELS[config.kernel][grid](*arguments, **config.options())
 
 
-def _on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
-@cache
-def _serves(device: torch.device) -> bool:
-    """Below sm_80 (T4, V100) the tiles exceed the shared memory: slower, never broken."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0):
-        return True
-    name = torch.cuda.get_device_name(device)
-    message = f"ntxent: running the plain-torch reference, Triton needs sm_80 or newer ({name})"
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
-    return False
-
-
-@cache
-def _arch(device: torch.device) -> int:
-    """The newest compiled-for architecture that is not newer than the device."""
-    if device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return max([arch for arch in ARCHS if arch <= 10 * major + minor] or [ARCHS[0]])
-
-
 def _config(kernel_name: str, dtype: str, depth: int, device: torch.device) -> Config:
-    config = serving(kernel_name, dtype, depth, _arch(device))
+    config = serving(kernel_name, dtype, depth, architecture(device))
     assert config is not None, f"no {kernel_name} for {dtype} at depth {depth}"
     return config
 
 
-@cache
-def _num_multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    if dtype == torch.float32:
-        return "fp32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    return NAMES[dtype]
-
-
-def _padded_depth(D: int, dtype: str) -> int:
-    if dtype in NAMES.values() and D <= 256:
-        return 64 if D <= 64 else 128 if D <= 128 else 256
-    return -(-D // DEPTH_MULTIPLE) * DEPTH_MULTIPLE
-
-
 def _prepare(views: Sequence[Tensor]) -> Rows:
     N, D = views[0].shape
-    M, device, dtype = len(views) * N, views[0].device, _dtype_name(views[0].dtype)
-    P, K = -(-M // ROW_MULTIPLE) * ROW_MULTIPLE, _padded_depth(D, dtype)
+    M, device, dtype = len(views) * N, views[0].device, dtype_name(views[0].dtype)
+    P, K = -(-M // ROW_MULTIPLE) * ROW_MULTIPLE, padded_depth(D, dtype)
     y_PK = allocate((P, K), views[0].dtype, device)
     scale_P = allocate((P,), torch.float32, device)
     rnorm_M = allocate((M,), torch.float32, device)
@@ -230,7 +190,7 @@ def _accumulate_fused(rows: Rows, tau: Tensor, state_3P: Tensor) -> Tensor:
     M, K, device = rows.count, rows.y_PK.shape[1], rows.y_PK.device
     config = _config("backward", rows.dtype, K, device)
     num_i, num_j = -(-M // config.constants["BI"]), -(-M // config.constants["BJ"])
-    wanted = max(1, 2 * _num_multiprocessors(device) // num_i)
+    wanted = max(1, 2 * multiprocessors(device) // num_i)
     per_split = -(-num_j // min(wanted, num_j))
     splits = -(-num_j // per_split)
     acc_SPK = allocate((splits, num_i * config.constants["BI"], K), torch.float32, device)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastssl.kernels import native as compiled
 from fastssl.kernels.eager import is_plain, is_transformed
-from fastssl.kernels.ntxent import native, reference
+from fastssl.kernels.ntxent import native, reference, tiles
 from fastssl.kernels.ntxent.checks import bad, check, check_saved, check_temperature_value
 from fastssl.kernels.precision import own_precision
 
@@ -65,7 +65,7 @@ def ntxent(
     temperature = _as_tensor(temperature, views, reuse=plain)
     if not plain and is_transformed():
         check(views, temperature, reduction)
-        return reference.ntxent(views, temperature, reduction)
+        return tiles.ntxent(views, temperature, reduction)
     keep = torch.is_grad_enabled() and (
         temperature.requires_grad or any(view.requires_grad for view in views)
     )
@@ -238,7 +238,7 @@ def _gradients(
 def _formula_gradients(
     views: list[Tensor], temperature: Tensor, reduction: str, grad: Tensor
 ) -> tuple[list[Tensor | None], Tensor | None]:
-    """The formula's own gradients, differentiable if asked (materialises M x M).
+    """The formula's own gradients, differentiable if asked, tile by tile.
 
     They are taken at aliases: one tensor may be several inputs, or be computed from another.
     """
@@ -246,7 +246,7 @@ def _formula_gradients(
     with torch.enable_grad(), own_precision(views[0]):
         aliases = [tensor.view_as(tensor) for tensor in (*views, temperature)]
         asked = [alias for alias in aliases if alias.requires_grad]
-        loss = reference.ntxent(aliases[:-1], aliases[-1], reduction)
+        loss = tiles.ntxent(aliases[:-1], aliases[-1], reduction)
         found = iter(torch.autograd.grad(loss, asked, grad, create_graph=again))
     *dviews, dtemperature = [next(found) if x.requires_grad else None for x in aliases]
     return dviews, dtemperature

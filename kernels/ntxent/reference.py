@@ -29,8 +29,8 @@ def ntxent(views: list[Tensor], temperature: Tensor, reduction: str) -> Tensor:
         z_MD, _ = normalise(torch.cat(views))
         tau = temperature.to(z_MD.dtype).reshape(())
         lse_M = _without_self(z_MD @ z_MD.T / tau).logsumexp(dim=1)
-        loss_M = lse_M - _positive_similarity(z_MD, len(views)) / tau
-        return _reduce(loss_M, reduction)
+        loss_M = lse_M - positive_similarity(z_MD, len(views)) / tau
+        return reduce(loss_M, reduction)
 
 
 def forward(
@@ -41,9 +41,9 @@ def forward(
         z_MD, norm_M1 = normalise(torch.cat(views))
         tau = temperature.to(z_MD.dtype).reshape(())
         lse_M = _without_self(z_MD @ z_MD.T / tau).logsumexp(dim=1)
-        loss_M = lse_M - _positive_similarity(z_MD, len(views)) / tau
+        loss_M = lse_M - positive_similarity(z_MD, len(views)) / tau
         rnorm_M = norm_M1.squeeze(1).reciprocal().to(z_MD.dtype)
-        return _reduce(loss_M, reduction), lse_M, rnorm_M, z_MD.new_empty(0)
+        return reduce(loss_M, reduction), lse_M, rnorm_M, z_MD.new_empty(0)
 
 
 def kept_numel(num_rows: int, embedding: int, dtype: torch.dtype) -> int:
@@ -82,7 +82,7 @@ def _backward(
     sim_MM = z_MD @ z_MD.T
     p_MM = (_without_self(sim_MM / tau) - lse_M[:, None]).exp()
     weighted_MM = g_M[:, None] * p_MM
-    positive_M = _positive_similarity(z_MD, num_views)
+    positive_M = positive_similarity(z_MD, num_views)
     expected_M = (p_MM * sim_MM).sum(dim=1)
     dtau = (g_M * (positive_M - expected_M)).sum() / tau**2
 
@@ -122,12 +122,13 @@ def _sum_of_positives(x_MD: Tensor, num_views: int) -> Tensor:
     return (x_VND.sum(dim=0) - x_VND).flatten(0, 1)
 
 
-def _positive_similarity(z_MD: Tensor, num_views: int) -> Tensor:
+def positive_similarity(z_MD: Tensor, num_views: int) -> Tensor:
     """Row i: mean similarity to its positives."""
     return (z_MD * _sum_of_positives(z_MD, num_views)).sum(dim=1) / (num_views - 1)
 
 
-def _reduce(loss_M: Tensor, reduction: str) -> Tensor:
+def reduce(loss_M: Tensor, reduction: str) -> Tensor:
+    """Losses per row as they are, or their mean or sum."""
     if reduction == "mean":
         return loss_M.mean()
     return loss_M.sum() if reduction == "sum" else loss_M

@@ -6,11 +6,10 @@ float64 runs as the plain-torch reference. No launch waits for the device.
 # shapes: N rows, C outputs
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor
 
+from fastssl.kernels.cuda import on_device
 from fastssl.kernels.soft_targets import kernel, reference
 
 KERNELS = {
@@ -44,7 +43,7 @@ def forward(
     stats_4N = allocate((4, N), torch.float32, device)
     marginal_C = loss_N.new_empty(0)
     centre, centred = _centre(centre_C, teacher_NC)
-    with _on_device(student_NC):
+    with on_device(student_NC):
         launch(
             "forward", (N,), student_NC, teacher_NC, centre, loss_N, stats_4N, N, C,
             *student_NC.stride(), *teacher_NC.stride(), student_scale, teacher_scale,
@@ -86,7 +85,7 @@ def backward(
     g_N = g_loss_N.to(torch.float32).contiguous()
     h_C = (g_marginal_C.to(torch.float32) / N).contiguous() if marginal else g_N
     centre, centred = _centre(centre_C, teacher_NC)
-    with _on_device(student_NC):
+    with on_device(student_NC):
         launch(
             "backward", (N,), student_NC, teacher_NC, centre, g_N, h_C, loss_N.contiguous(),
             stats_4N.contiguous(), da_NC, db_NC, N, C, *student_NC.stride(), *teacher_NC.stride(),
@@ -103,7 +102,7 @@ def given_forward(student_NC: Tensor, targets_NC: Tensor, scale: float) -> tuple
     (N, C), device = student_NC.shape, student_NC.device
     loss_N = allocate((N,), torch.float32, device)
     stats_3N = allocate((3, N), torch.float32, device)
-    with _on_device(student_NC):
+    with on_device(student_NC):
         launch(
             "given_forward", (N,), student_NC, targets_NC, loss_N, stats_3N, N, C,
             *student_NC.stride(), *targets_NC.stride(), scale, BLOCK=BLOCK,
@@ -136,7 +135,7 @@ def _given_backward(
     g_N: Tensor, student_NC: Tensor, targets_NC: Tensor, scale: float, stats_3N: Tensor, out: Tensor
 ) -> None:
     g_N = g_N.to(torch.float32).contiguous()
-    with _on_device(student_NC):
+    with on_device(student_NC):
         launch(
             "given_backward", student_NC.shape[:1], student_NC, targets_NC, g_N,
             stats_3N.contiguous(), out, *student_NC.shape, *student_NC.stride(),
@@ -159,7 +158,3 @@ def _centre(centre_C: Tensor | None, teacher_NC: Tensor) -> tuple[Tensor, bool]:
     if centre_C is None:
         return teacher_NC, False
     return centre_C.to(torch.float32).contiguous(), True
-
-
-def _on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastssl.kernels import native as compiled
+from fastssl.kernels.eager import is_transformed
 from fastssl.kernels.soft_targets import native, reference
 from fastssl.kernels.soft_targets.checks import (
     bad,
@@ -76,6 +77,8 @@ def soft_targets(
     Raises:
         ValueError: an argument does not fit; the message names it.
 
+    torch.func transforms and forward-mode AD are answered by the formula in plain torch.
+
     Source: DINO (arXiv:2104.14294) eq. 1; DISSL (arXiv:2209.06235) for the marginal.
     """
     check_pair(("student", "teacher"), student, teacher)
@@ -84,6 +87,8 @@ def soft_targets(
         reciprocal("student_temperature", student_temperature),
         reciprocal("teacher_temperature", teacher_temperature),
     )
+    if is_transformed():
+        return SoftTargets(*reference.soft_targets(student, teacher, centre, *scales, marginal))
     loss, mean, _ = torch.ops.fastssl.soft_targets(student, teacher, centre, *scales, marginal)
     return SoftTargets(loss, mean)
 
@@ -97,6 +102,8 @@ def given_targets(student: Tensor, targets: Tensor, *, temperature: float = 1.0)
     check_pair(("student", "targets"), student, targets)
     check_targets(targets)
     scale = reciprocal("temperature", temperature)
+    if is_transformed():
+        return reference.given(student, targets, scale)
     return torch.ops.fastssl.soft_targets_given(student, targets, scale)[0]
 
 

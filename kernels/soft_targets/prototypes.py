@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from fastssl.kernels.eager import is_transformed
+from fastssl.kernels.precision import own_precision
 from fastssl.kernels.soft_targets import reference
 from fastssl.kernels.soft_targets.checks import (
     bad,
@@ -70,9 +72,19 @@ def prototype_cross_entropy(
     check_targets(targets)
     check_reduction(reduction)
     scale = reciprocal("temperature", temperature)
+    if is_transformed():
+        return _formula(z, w, targets, scale, reduction)
     grad = torch.is_grad_enabled()
     keep = (grad and z.requires_grad, grad and w.requires_grad)
     return torch.ops.fastssl.prototype_cross_entropy(z, w, targets, scale, reduction, *keep)[0]
+
+
+def _formula(z, w, targets, scale: float, reduction: str) -> Tensor:
+    """Plain torch, for transforms and second derivatives; N x C logits, as many as targets."""
+    dtype = _dtype(z, w, targets)
+    with own_precision(z):
+        loss_N = reference.given(z.to(dtype) @ w.to(dtype).T, targets, scale)
+    return loss_N if reduction == "none" else getattr(loss_N, reduction)()
 
 
 def _chunked(backend, operands, scale: float, weight_N: Tensor, wants: tuple[bool, bool]):
@@ -171,9 +183,7 @@ def _backward(ctx, g_loss, _dz, _dw):
         return None, None, *nothing
     want_z, want_w = ctx.needs_input_grad[:2]
     if torch.is_grad_enabled():  # create_graph: a second derivative may be asked for
-        dtype = _dtype(z, w, targets)
-        loss = reference.given(z.to(dtype) @ w.to(dtype).T, targets, scale)
-        loss = loss if reduction == "none" else getattr(loss, reduction)()
+        loss = _formula(z, w, targets, scale, reduction)
         return *differentiable((loss,), (g_loss,), (z, w)), *nothing
     if traced or ctx.ready:
         # eager: handed out once, without a copy; a second backward takes them anew

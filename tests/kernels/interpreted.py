@@ -51,7 +51,7 @@ SKIPPED = {  # the interpreter is slow, and fp16 differs from bf16 in range alon
     "fp16": {"large", "two blocks", "five views", "warm", "negative", "bands", "cold bands"},
     "bf16": {"cold bands"},
 }
-BANDED = {"BAND": 1, "STRIPS": 2, "CHUNK_BYTES": 1 << 17, "_num_multiprocessors": lambda _: 6}
+BANDED = {"BAND": 1, "STRIPS": 2, "CHUNK_BYTES": 1 << 17, "multiprocessors": lambda _: 6}
 
 
 _create_dot = interpreter.InterpreterBuilder.create_dot

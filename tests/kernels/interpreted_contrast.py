@@ -77,7 +77,9 @@ SAMPLES = [
     Sample("in place", 140, 150, 128, dense=True),
     Sample("deep", 20, 70, 130),
     Sample("gemm", 20, 50, 520),
+    Sample("wide", 20, 40, 512),
     Sample("cold", 21, 150, 24, scale=100.0),
+    Sample("spread", 60, 60, 24, scale=225.0),
     Sample("frozen", 21, 30, 24, scale=1000.0),
     Sample("cold rows only", 150, 21, 24, scale=100.0, columns=False),
     Sample("cold gemm", 20, 70, 300, scale=100.0),
@@ -99,13 +101,14 @@ SAMPLES = [
 ]
 SKIPPED = {  # the interpreter is slow, and fp16 differs from bf16 in range alone
     "bf16": {
-        "tiny", "frozen", "tall", "negative", "cold narrow", "narrow gemm", "bounded edge",
-        "zero scale", "zero scale without promise", "no pair at all", "same class",
+        "tiny", "spread", "frozen", "tall", "negative", "cold narrow", "narrow gemm",
+        "bounded edge", "zero scale", "zero scale without promise", "no pair at all",
+        "same class",
     },
     "fp16": {
-        "tiny", "rows only", "tall", "in place", "gemm", "frozen", "cold rows only", "no promise",
-        "negative", "zero scale without promise", "apart", "same class", "other class, cold",
-        "no pair at all", "narrow", "cold narrow", "narrow gemm",
+        "tiny", "rows only", "tall", "in place", "gemm", "spread", "frozen", "cold rows only",
+        "no promise", "negative", "zero scale without promise", "apart", "same class",
+        "other class, cold", "no pair at all", "narrow", "cold narrow", "narrow gemm",
     },
 }  # fmt: skip
 
@@ -251,7 +254,10 @@ BUGS = (
     ("shift without a promise", kernel, "_temperature", always_bounded, "frozen"),
     ("scale off by two", kernel_backward, "HEADROOM", tl.constexpr(12.0), "ragged"),
     ("rows without pairs", kernel, "NOTHING", tl.constexpr(-1e38), "no pair at all, cold"),
-    ("gradient of the columns forgotten", gradients, "BOTH", gradients.OWN, "cold"),
+    ("one shift for any tile", kernel, "SPAN", tl.constexpr(1.0e9), "frozen"),
+    ("one shift for any weight", kernel_backward, "SPAN", tl.constexpr(1.0e9), "frozen"),
+    ("shift from the top alone", kernel, "LIFT", tl.constexpr(0.0), "spread"),
+    ("gradient of the columns forgotten", gradients, "BOTH", gradients.OWN, "frozen"),
 )
 
 
@@ -298,6 +304,7 @@ def others() -> None:
     chosen = [sample for sample in SAMPLES if sample.name in ("queue", "ragged", "cold gemm")]
     for sample in chosen:
         report(f"mixed fp32 bf16: {sample.name}", sample, (float32, bfloat16))
+        report(f"mixed fp32 fp16: {sample.name}", sample, (float32, float16))
         report(f"mixed fp16 bf16: {sample.name}", sample, (float16, bfloat16))
         report(f"float64: {sample.name}", sample, (torch.float64, float32))
     torch.set_float32_matmul_precision("high")

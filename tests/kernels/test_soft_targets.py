@@ -332,3 +332,23 @@ def test_the_references_hand_written_backward_is_autograds():
         for got, want in zip(found, expected, strict=True):
             size = max(1.0, want.abs().max().item())
             assert (got - want).abs().max() <= 1e-11 * size, sample
+
+
+@pytest.mark.slow
+def test_more_than_two_to_the_31_logits():
+    """65,600 x 32,800: one row seen from everywhere, so that the gradient alone takes memory."""
+    row_C = torch.randn(32_800, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    one_1C = row_C[None].clone().requires_grad_()
+    whole_NC = row_C.expand(65_600, 32_800).requires_grad_()
+    targets_1C = row_C.float().softmax(0)[None]
+    losses = (
+        lambda x: soft_targets(x, x.detach()).loss,
+        lambda x: given_targets(x, targets_1C.expand_as(x)),
+    )
+    for loss in losses:
+        (expected_1C,) = torch.autograd.grad(loss(one_1C).sum(), one_1C)
+        loss_N = loss(whole_NC)
+        torch.testing.assert_close(loss_N, loss(one_1C).detach().expand_as(loss_N))
+        (found_NC,) = torch.autograd.grad(loss_N.sum(), whole_NC)
+        for n in (0, 65_471, 65_472, 65_599):  # around element 2^31
+            assert torch.equal(found_NC[n], expected_1C[0])

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed: nothing to compile")
 
-from fastssl.kernels import aot, datasheet, datasheet_peers
+from fastssl.kernels import aot, cuda, datasheet, datasheet_peers
 from fastssl.kernels.cuda import ARCHS, Config
 from fastssl.kernels.ntxent import launch, reference
 from fastssl.kernels.ntxent.configs import serving
@@ -132,11 +132,11 @@ def test_rooflines_follow_from_the_counts():
 def test_a_gpu_too_old_for_the_tiles_gets_the_reference(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    launch._serves.cache_clear()
+    cuda.serves.cache_clear()
     with pytest.warns(RuntimeWarning, match="sm_80 or newer .Tesla T4."):
-        assert not launch._serves(torch.device("cuda", 0))
-    launch._serves.cache_clear()
-    monkeypatch.setattr(launch, "_serves", lambda device: False)
+        assert not cuda.serves(torch.device("cuda", 0), "ntxent")
+    cuda.serves.cache_clear()
+    monkeypatch.setattr(launch, "serves", lambda device, op: False)
     views, temperature = list(torch.randn(2, 6, 5)), torch.tensor(0.1)
     loss, *saved = launch.forward(views, temperature, "mean", True)
     exact, *_ = reference.forward(views, temperature, "mean", True)

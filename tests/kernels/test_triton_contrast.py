@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from functools import cache
@@ -12,7 +13,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed: nothing to interpret")
 
-from fastssl.kernels.contrast import configs, launch, reference
+from fastssl.kernels.contrast import call, configs, gradients, launch, reference
 from fastssl.kernels.contrast.reference import Ids
 from fastssl.kernels.cuda import ARCHS
 
@@ -26,6 +27,9 @@ BUGS = [
     "shift without a promise",
     "scale off by two",
     "rows without pairs",
+    "one shift for any tile",
+    "one shift for any weight",
+    "shift from the top alone",
     "gradient of the columns forgotten",
 ]
 
@@ -73,9 +77,35 @@ def test_every_padded_depth_is_served_on_every_chip():
             for depth in (64, 128, 256, 320, 512, 2048):
                 for kernel in ("rows", "columns", "merge", "state", "weights", "finish"):
                     assert configs.serving(kernel, dtype, depth, arch) is not None
-                for kernel in ("mean", "pull"):
-                    fused = configs.serving(kernel, dtype, depth, arch)
-                    assert (fused is None) == (dtype in ("fp32", "tf32") or depth > 256)
+                fused = configs.serving("pull", dtype, depth, arch)
+                assert (fused is None) == (dtype in ("fp32", "tf32") or depth > 256)
+                most = 256 if dtype in ("fp32", "tf32") else 512
+                single = configs.serving("mean", dtype, depth, arch)
+                assert (single is None) == (depth > most or depth == 320)
+        for depth in (64, 128, 256, 320, 2048):
+            for kernel in ("rows", "columns", "merge", "state", "weights", "finish"):
+                assert configs.serving(kernel, "fp32 fp16", depth, arch) is not None
+            assert (configs.serving("mean", "fp32 bf16", depth, arch) is None) == (depth > 256)
+
+
+def test_a_queue_in_16_bits_is_never_copied(monkeypatch):
+    """MoCo from float32 queries: the largest allocation of any depth is far below the queue."""
+    sizes = []
+
+    def note(shape, dtype, device):
+        sizes.append(math.prod(shape) * dtype.itemsize)
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    monkeypatch.setattr(call, "allocate", note)
+    monkeypatch.setattr(call, "launch", lambda *_: None)
+    monkeypatch.setattr(gradients, "CHUNK_BYTES", 1 << 16)
+    for dtype in (torch.float32, torch.bfloat16):
+        for depth in (64, 128, 256, 512, 1024):
+            q_ND, k_KD = torch.zeros(32, depth, dtype=dtype), torch.zeros(40_000, depth)
+            k_KD = k_KD.to(torch.bfloat16)
+            launch.forward_mean(q_ND, k_KD, torch.tensor(5.0), Ids(), 1.0)
+            assert max(sizes) < k_KD.nbytes / 4
+            sizes.clear()
 
 
 def test_a_gpu_too_old_for_the_tiles_gets_the_reference(monkeypatch):
