@@ -21,7 +21,7 @@ from torch import Tensor
 
 CLASSIFIERS = ("centroid", "ridge", "logistic")
 PENALTY, INVERSE_PENALTY = 1.0, 1.0  # of ridge and (C) of logistic regression, sklearn's defaults
-MOST_STEPS, TOLERANCE = 1000, 1e-4  # of the logistic fit: largest gradient of its objective
+MOST_STEPS, TOLERANCE = 1000, 1e-5  # of the logistic fit: largest gradient of its objective
 PROTOCOL = {
     "readout": "few-shot episodes, each with its own fit",
     "features_scaled": "to unit length",

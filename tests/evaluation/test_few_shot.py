@@ -32,7 +32,8 @@ def problem(seed=0, noise=1.0, each=EACH, width=WIDTH):
 
 
 def by_sklearn(unit, episode, shots):
-    """Accuracies of one episode (W, K) by the published estimators."""
+    """Accuracies of one episode (W, K) by the published estimators, in float64."""
+    unit = unit.double()
     ways = len(episode)
     x, y = unit[episode[:, :shots].flatten()].numpy(), torch.arange(ways).repeat_interleave(shots)
     q, t = (
