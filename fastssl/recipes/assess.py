@@ -19,6 +19,7 @@ from fastssl.nn.backbones import build_backbone, stem_name
 from fastssl.recipes.catalogue import data_kind
 from fastssl.recipes.readouts import Readout, make_readout
 from fastssl.recipes.run import Run, read_run
+from fastssl.recipes.studies import STUDIES, Study, make_study
 
 RECORDS = "evaluation/scores.jsonl"  # inside the run folder
 SPIROGRAPH_IMAGES = {"train": 6000, "test": 2000}
@@ -33,14 +34,14 @@ def evaluate(
     test_images: int | None,
     device: str,
     workers: int,
-    **voting: Any,
+    **options: Any,
 ) -> dict[str, Any]:
     """Score the encoder of the run in ``folder``; ``append_record`` keeps what it returns.
 
-    kind: "knn", "linear" or "ridge"; voting: k and temperature of kNN. Raises ValueError for a
-    folder that is no run, a damaged export, or labels that do not fit.
+    kind: one of READOUTS or STUDIES; options: its own, as k and temperature of kNN. Raises
+    ValueError for a folder that is no run, a damaged export, or labels that do not fit.
     """
-    counts = {"train-images": train_images, "test-images": test_images, "k": voting.get("k")}
+    counts = {"train-images": train_images, "test-images": test_images, "k": options.get("k")}
     for flag, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"--{flag}: expected at least 1, received {count}")
@@ -60,7 +61,8 @@ def evaluate(
     if source.kind == "spirograph":
         train_images = train_images or SPIROGRAPH_IMAGES["train"]
         test_images = test_images or SPIROGRAPH_IMAGES["test"]
-    readout = make_readout(source, kind, train_limit=train_images, test_limit=test_images, **voting)
+    make = make_study if kind in STUDIES else make_readout
+    readout = make(source, kind, train_limit=train_images, test_limit=test_images, **options)
     with torch.no_grad():
         metrics = dict(readout(encoder(backbone, where)))
     return make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate")
@@ -84,7 +86,7 @@ def load_backbone(folder: Path, run: Run) -> nn.Module:
 
 
 def make_record(
-    readout: Readout, metrics: dict[str, float], *, run: Run, data: str, by: str
+    readout: Readout | Study, metrics: dict[str, float], *, run: Run, data: str, by: str
 ) -> dict[str, Any]:
     """One line of ``RECORDS``: when, by which command, what, the numbers, how they were taken."""
     train = run.train

@@ -181,3 +181,21 @@ def test_a_signal_saves_says_how_to_go_on_and_exits_with_its_status(number, tmp_
     assert process.returncode == 128 + number, told
     assert "--resume" in told and "Traceback" not in told
     assert any((run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "metric"),
+    [
+        ("averaging", ["--averages", "1", "2"], "mse@2"),
+        ("meter", ["--draws", "2"], "variance_ratio"),
+        ("alpha", [], "alpha_mse/h"),
+    ],
+)
+def test_studies_score_and_record_with_their_protocol(verb, flags, metric, finished_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / RECORDS).unlink()
+    assert evaluate([verb, "--run", str(run), *IMAGES, *flags]) == 0
+    (record,) = records(run)
+    assert record["readout"] == verb and record["metrics"][metric] > 0
+    assert record["protocol"]["train_images"] == 300
