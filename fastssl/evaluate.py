@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from fastssl import _extras
 from fastssl._cli import guarded, parse_verb
@@ -96,6 +97,16 @@ class FewShot(Common):
     """Episodes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Invariance(Common):
+    """The invariance vector that a task wants of an amortised run, and the score at each corner."""
+
+    targets: Literal["own", "nuisances"] = "own"
+    """The data's own targets, or (Spirograph) the parameters that vary between views."""
+    steps: int = 60
+    """Steps of the vector."""
+
+
 VERBS: dict[str, type[Common]] = {
     "knn": Knn,
     "linear": Linear,
@@ -104,6 +115,7 @@ VERBS: dict[str, type[Common]] = {
     "meter": Meter,
     "alpha": Alpha,
     "few-shot": FewShot,
+    "invariance": Invariance,
 }
 
 

@@ -24,7 +24,6 @@ PROTOCOL = {
     "vector": "projected gradient (Adam, clamp to 0..1) from 1/2, encoder frozen",
     "vector_learned_on": "every fifth image of the train split; its readout on the others",
     "vector_loss": "squared error of a ridge on standardised targets (classes: one-hot)",
-    "vector_steps": STEPS,
     "vector_rate": RATE,
 }
 

@@ -15,7 +15,7 @@ from fastssl.engine.device import resolve_device
 from fastssl.evaluation.features import encoder
 from fastssl.nn.backbones import stem_name
 from fastssl.recipes.catalogue import data_kind
-from fastssl.recipes.encoders import by_default, load_encoder
+from fastssl.recipes.encoders import Conditioned, by_default, load_encoder
 from fastssl.recipes.readouts import Readout, make_readout
 from fastssl.recipes.run import Run, read_run
 from fastssl.recipes.studies import STUDIES, Study, make_study
@@ -63,7 +63,9 @@ def evaluate(
     make = make_study if kind in STUDIES else make_readout
     readout = make(source, kind, train_limit=train_images, test_limit=test_images, **options)
     with torch.no_grad():
-        metrics = dict(readout(encoder(by_default(net), where)))
+        told = kind == "invariance"
+        encode: Any = Conditioned(net, where) if told else encoder(by_default(net), where)
+        metrics = dict(readout(encode))
     return make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate")
 
 

@@ -62,6 +62,26 @@ def by_default(encoder: nn.Module) -> nn.Module:
     return encoder if bits is None else Under(encoder, torch.ones(int(bits)))
 
 
+class Conditioned:
+    """A frozen encoder on ``device`` as a function of CPU images and a vector (K,), to the CPU.
+
+    Differentiable in the vector. ValueError for an encoder that is not told one.
+    """
+
+    def __init__(self, encoder: nn.Module, device: torch.device) -> None:
+        if not hasattr(encoder, "num_bits"):
+            raise ValueError(
+                "invariance: expected a run of --method amortised, whose encoder is told an "
+                f"invariance vector, received an encoder {type(encoder).__name__}"
+            )
+        self.num_bits = int(encoder.num_bits)  # type: ignore[arg-type]
+        self._device = device
+        self._net = encoder.to(device).eval().requires_grad_(False)
+
+    def __call__(self, x_NCSS: Tensor, bits_K: Tensor) -> Tensor:
+        return self._net(x_NCSS.to(self._device), bits_K.to(self._device)).cpu()
+
+
 def snippet_of(run: Run) -> str:
     """The lines of the card that load the export."""
     train, method = run.train, run.method

@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastssl.evaluation import alpha, averaging, features, few_shot, linear, meter, ridge
+from fastssl.evaluation import (
+    alpha,
+    averaging,
+    features,
+    few_shot,
+    invariance,
+    linear,
+    meter,
+    ridge,
+)
 
 FeaturesFn = Callable[[Tensor], Tensor]
 Metrics = Iterator[tuple[str, float]]
@@ -48,7 +57,7 @@ def make_study(
         )
     measure, protocol = STUDIES[kind]
     facts = dict(protocol)
-    if kind == "averaging":
+    if kind in ("averaging", "invariance"):
         facts.update((ridge if train.task == "regression" else linear).PROTOCOL)
     return Study(
         kind=kind,
@@ -98,9 +107,39 @@ def _few_shot(train: Any, test: Any, encode: FeaturesFn, **options: Any) -> Metr
     return few_shot.few_shot(test_NF, test.target, **options)
 
 
+def _invariance(train: Any, test: Any, encode: Any, *, targets: str, steps: int) -> Metrics:
+    """``encode``: see recipes.encoders.Conditioned."""
+    target_N, test_M, names = train.target, test.target, train.names
+    regression = train.task == "regression"
+    if targets == "nuisances":
+        if train.nuisance is None:
+            raise ValueError("--targets nuisances: needs data that know them: --data spirograph")
+        target_N, test_M, names = train.nuisance, test.nuisance, train.varied
+
+    def of_positions(position_n: Tensor, bits_K: Tensor) -> Tensor:
+        return encode(train.render(position_n.numpy()), bits_K)
+
+    def score(bits_K: Tensor) -> Metrics:
+        under = partial(_under, encode, bits_K)
+        parts = [features.extract(under, part.images(_CHUNK)) for part in (train, test)]
+        if regression:
+            return ridge.ridge(parts[0], target_N, parts[1], test_M, names=names)
+        return linear.linear(parts[0], target_N, parts[1], test_M)
+
+    wanted_NT = target_N if regression else torch.nn.functional.one_hot(target_N).float()
+    bits = encode.num_bits
+    learned_K = invariance.learn_vector(of_positions, wanted_NT, num_bits=bits, steps=steps)
+    return invariance.invariance(learned_K, score)
+
+
+def _under(encode: Any, bits_K: Tensor, x_NCSS: Tensor) -> Tensor:
+    return encode(x_NCSS, bits_K)
+
+
 STUDIES: dict[str, tuple[Callable[..., Metrics], dict[str, Any]]] = {
     "averaging": (_averaging, averaging.PROTOCOL),
     "meter": (_meter, meter.PROTOCOL),
     "alpha": (_alpha, alpha.PROTOCOL),
+    "invariance": (_invariance, invariance.PROTOCOL),
     "few-shot": (_few_shot, few_shot.PROTOCOL),
 }
