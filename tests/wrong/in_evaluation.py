@@ -10,7 +10,7 @@ def _evaluation(name: str, file: str, old: str, new: str) -> Mutant:
     return Mutant(f"evaluation-{name}", f"fastssl/evaluation/{file}.py", old, new, tests)
 
 
-EVALUATIONS = (
+MUTANTS = (
     _evaluation("conditional-variance-over-images", "meter", "h_DNF.var(0)", "h_DNF.var(1)"),
     _evaluation("averages-are-sums-of-one", "averaging", "total / (draw + 1)", "parts[0]"),
     _evaluation(
