@@ -1,4 +1,4 @@
-"""``python -m fastssl.evaluate {knn,linear,ridge} --run DIR``: score a run's exported encoder.
+"""``python -m fastssl.evaluate VERB --run DIR``: score a run's exported encoder.
 
 Needs the run's config.yaml and export/backbone.safetensors, no checkpoint. Each number is printed
 with its protocol and appended to DIR/evaluation/scores.jsonl.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from fastssl import _extras
 from fastssl._cli import guarded, parse_verb
@@ -61,7 +62,61 @@ class Ridge(Common):
     """Ridge regression of continuous targets, in closed form."""
 
 
-VERBS: dict[str, type[Common]] = {"knn": Knn, "linear": Linear, "ridge": Ridge}
+@dataclass(frozen=True, kw_only=True)
+class Averaging(Common):
+    """Ridge or logistic regression on features averaged over augmented views (InvCLR)."""
+
+    averages: tuple[int, ...] = (1, 5, 30)
+    """Views of each image that are averaged, of the train and of the test split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meter(Common):
+    """Invariance: cosine similarity by augmentation, conditional over total variance."""
+
+    draws: int = 10
+    """Views of each test image for the variances."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alpha(Common):
+    """Ridge regression of the nuisance parameters (Spirograph)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot(Common):
+    """N-way k-shot episodes on the test split: nearest centroid, ridge, logistic regression."""
+
+    ways: int = 5
+    """Classes of an episode."""
+    shots: int = 1
+    """Labelled samples of each class."""
+    queries: int = 15
+    """Unlabelled samples of each class."""
+    episodes: int = 10_000
+    """Episodes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invariance(Common):
+    """The invariance vector that a task wants of an amortised run, and the score at each corner."""
+
+    targets: Literal["own", "nuisances"] = "own"
+    """The data's own targets, or (Spirograph) the parameters that vary between views."""
+    steps: int = 60
+    """Steps of the vector."""
+
+
+VERBS: dict[str, type[Common]] = {
+    "knn": Knn,
+    "linear": Linear,
+    "ridge": Ridge,
+    "averaging": Averaging,
+    "meter": Meter,
+    "alpha": Alpha,
+    "few-shot": FewShot,
+    "invariance": Invariance,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +130,8 @@ def _main(argv: list[str]) -> int:
     from fastssl.recipes import assess
 
     kind = next(name for name, verb in VERBS.items() if type(config) is verb)
-    voting = {"k": config.k, "temperature": config.temperature} if isinstance(config, Knn) else {}
+    shared = {field.name for field in fields(Common)}
+    options = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in shared}
     record = assess.evaluate(
         kind,
         folder=config.run,
@@ -84,7 +140,7 @@ def _main(argv: list[str]) -> int:
         test_images=config.test_images,
         device=config.device,
         workers=config.workers,
-        **voting,
+        **options,
     )
     print("\n".join(assess.describe(record)))
     try:

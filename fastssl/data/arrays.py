@@ -139,7 +139,15 @@ class ArraySource:
             return rendering.clean(some, size=size, settings=settings)
 
         classes = torch.from_numpy(self._split.label[chosen])
-        return Labelled(classes, "classification", self._split.classes, render)
+
+        def redraw(position_N: np.ndarray, draw: int, only: str | None) -> Tensor:
+            some = images[torch.from_numpy(rows[position_N])]
+            index_N = chosen[position_N]
+            return rendering.redrawn(self.policy, some, index_N, draw=draw, only=only)
+
+        return Labelled(
+            classes, "classification", self._split.classes, render, redraw, rendering.VARIED
+        )
 
 
 def array_source(

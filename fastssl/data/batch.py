@@ -47,12 +47,27 @@ class Labelled:
     task: Literal["classification", "regression"]
     names: tuple[str, ...]  # class names, or the names of the T targets
     render: Callable[[np.ndarray], Tensor]  # positions (N,) int64 -> images (N, C, S, S)
+    # positions, number of the draw, what is drawn (None: all) -> one augmented view of each image
+    redraw: Callable[[np.ndarray, int, str | None], Tensor] | None = None
+    varied: tuple[str, ...] = ()  # the augmentations that ``redraw`` knows by name
+    nuisance: Tensor | None = None  # (n, A): what varies in ``render``, columns ``varied``
 
     def images(self, batch_size: int) -> Iterator[Tensor]:
         """Batches of at most ``batch_size`` images, (N, C, S, S) float32, in target order."""
         n = len(self.target)
         for begin in range(0, n, batch_size):
             yield self.render(np.arange(begin, min(begin + batch_size, n)))
+
+    def redrawn(self, batch_size: int, *, draw: int, only: str | None = None) -> Iterator[Tensor]:
+        """The same images under one augmentation each, keyed by ``draw``; ``only``: one of varied.
+
+        ValueError for data whose images are not augmented.
+        """
+        if self.redraw is None:
+            raise ValueError("redrawn: these data have no augmentation of single images")
+        n = len(self.target)
+        for begin in range(0, n, batch_size):
+            yield self.redraw(np.arange(begin, min(begin + batch_size, n)), draw, only)
 
 
 def with_classes(batch: Batch, label_M: np.ndarray) -> Batch:

@@ -182,7 +182,14 @@ class EncodedSource:
             size, settings = self.image_shape[1], self.policy.groups[0].settings
             return rendering.clean(images, size=size, settings=settings)
 
-        return Labelled(classes, "classification", self._split.classes, render)
+        def redraw(position_N: np.ndarray, draw: int, only: str | None) -> Tensor:
+            images = self._decode(good[position_N])
+            assert isinstance(images, list), "they were decoded before"
+            return rendering.redrawn(self.policy, images, good[position_N], draw=draw, only=only)
+
+        return Labelled(
+            classes, "classification", self._split.classes, render, redraw, rendering.VARIED
+        )
 
     def _try(self, index_N: np.ndarray) -> None:
         """Decode, and exclude what fails."""

@@ -25,10 +25,12 @@ from fastssl.data.batch import Batch, Shown
 from fastssl.data.pil_decoder import Failures
 from fastssl.kernels.augment.op import augment
 from fastssl.kernels.augment.settings import Settings
-from fastssl.kernels.augment.table import CODES, IDENTITY, VALUES, Table
+from fastssl.kernels.augment.table import CODES, IDENTITY, STAGE_BIT, STAGES, VALUES, Table
 
 Made = TypeVar("Made", Batch, Batch | Failures)
 _KEPT = 224 / 256  # of the shorter side of a large image to evaluate on
+_READOUT_SEED = 0x5EED  # of the views that are only looked at
+VARIED = ("crop", *STAGES)
 
 
 def for_training(policy: Policy) -> Policy:
@@ -161,14 +163,50 @@ def shown(
     return Shown(tuple(image.float() / 255 for image in images), batch.views, tuple(names))
 
 
-def clean(images: Sequence[Tensor], *, size: int, settings: Settings) -> Tensor:
-    """(N, 3, S, S): the central square of each image, to evaluate on; all of it below 96 px."""
+def redrawn(
+    policy: Policy,
+    images: Tensor | Sequence[Tensor],
+    index_N: np.ndarray,
+    *,
+    draw: int,
+    only: str | None = None,
+) -> Tensor:
+    """(N, 3, S, S): the first view of each image, of the corner with most groups on.
+
+    draw: keys the parameters, apart from those of training. only: "crop" or one of STAGES; the
+    others do not run, and without the crop the image is cut as ``clean`` cuts it.
+    """
+    if only is not None and only not in VARIED:
+        raise ValueError(f"redrawn: only must be one of {', '.join(VARIED)}, received {only!r}")
+    full = max(policy.corners, key=lambda corner: sum(corner.bits))
+    sizes_N2 = np.array([image.shape[-2:] for image in images])
+    key = Draw(seed=_READOUT_SEED, epoch=draw, step=0, index_N=index_N, sizes_N2=sizes_N2)
+    table = drawn(replace(policy, corners=(full,)), key, images[0].device).tables[0]
+    values_NP, codes_NC = table.values_VNP[0].clone(), table.codes_VNC[0].clone()
+    group = policy.groups[0]
+    if only is not None:
+        codes_NC[:, CODES.index("stages")] &= STAGE_BIT.get(only, 0)
+        if only != "crop":
+            values_NP[:, :4] = _central(images, group.size).to(values_NP)
+    one = Table(values_NP[None], codes_NC[None])
+    return augment(images, one, size=group.size, settings=group.settings)[0].float()
+
+
+def _central(images: Tensor | Sequence[Tensor], size: int) -> Tensor:
+    """(N, 4) left, top, width, height of the central squares."""
     kept = 1.0 if size < 96 else _KEPT
-    values_NP = torch.tensor([IDENTITY.get(name, 0.0) for name in VALUES]).repeat(len(images), 1)
-    for row, image in zip(values_NP, images, strict=True):
+    rows = []
+    for image in images:
         height, width = image.shape[-2:]
         edge = kept * min(height, width)
-        row[:4] = torch.tensor([(width - edge) / 2, (height - edge) / 2, edge, edge])
+        rows.append([(width - edge) / 2, (height - edge) / 2, edge, edge])
+    return torch.tensor(rows)
+
+
+def clean(images: Sequence[Tensor], *, size: int, settings: Settings) -> Tensor:
+    """(N, 3, S, S): the central square of each image, to evaluate on; all of it below 96 px."""
+    values_NP = torch.tensor([IDENTITY.get(name, 0.0) for name in VALUES]).repeat(len(images), 1)
+    values_NP[:, :4] = _central(images, size)
     codes_NC = torch.zeros(len(images), len(CODES), dtype=torch.int32)
     table = Table(values_NP[None], codes_NC[None]).to(images[0].device)
     return augment(images, table, size=size, settings=settings)[0]

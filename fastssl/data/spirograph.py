@@ -126,7 +126,28 @@ class SpirographSource:
         def images(position_N: np.ndarray) -> Tensor:
             return self._render(target_nT[position_N], nuisance_nA[position_N])
 
-        return Labelled(target=target_nT, task="regression", names=TARGETS, render=images)
+        def redraw(position_N: np.ndarray, draw: int, only: str | None) -> Tensor:
+            """Draw 0 of all nuisances is the image itself."""
+            fresh_NA = _tensor(
+                draw_nuisances(
+                    index_n[position_N], seed=self._seed, epoch=draw, stream=f"readout/{split}"
+                )
+            )
+            if only is not None:
+                kept_NA, column = nuisance_nA[position_N].clone(), NUISANCES.index(only)
+                kept_NA[:, column] = fresh_NA[:, column]
+                fresh_NA = kept_NA
+            return self._render(target_nT[position_N], fresh_NA)
+
+        return Labelled(
+            target=target_nT,
+            task="regression",
+            names=TARGETS,
+            render=images,
+            redraw=redraw,
+            varied=NUISANCES,
+            nuisance=nuisance_nA,
+        )
 
     @torch.no_grad()
     def _render(self, target_NT: Tensor, nuisance_NA: Tensor) -> Tensor:

@@ -32,6 +32,50 @@ def loading_snippet(name: str, image_size: int, path: str = "export/backbone.saf
     return "\n".join([*imports, build, f'model.load_state_dict(load_file("{path}"))']) + "\n"
 
 
+def expanded_snippet(
+    name: str, image_size: int, dim: int, path: str = "export/backbone.safetensors"
+) -> str:
+    """The same for an encoder that ``fastssl.nn.expand.expand`` widened to ``dim``."""
+    return _ours(
+        ["from fastssl.nn.expand import expand"],
+        f'expand(build_backbone("{name}", {image_size}), {dim})',
+        path,
+    )
+
+
+def conditioned_snippet(
+    name: str,
+    image_size: int,
+    num_bits: int,
+    *,
+    generator: str,
+    rank: int,
+    prompt_networks: int,
+    path: str = "export/backbone.safetensors",
+) -> str:
+    """The same for an encoder that is told an invariance vector of ``num_bits``."""
+    inner = f'build_backbone("{name}", {image_size})'
+    if resolve(name)[1].startswith("vit_"):
+        line = "from fastssl.nn.prompt_vit import PromptViT"
+        build = f"PromptViT({inner}, {num_bits}, num_networks={prompt_networks})"
+    else:
+        line = "from fastssl.nn.hyper import HyperEncoder"
+        build = f'HyperEncoder({inner}, {num_bits}, generator="{generator}", rank={rank})'
+    call = f"# features: model(x, torch.ones({num_bits})); 1 = invariant to that group, 0 = not"
+    return _ours([line], build, path) + call + "\n"
+
+
+def _ours(imports: list[str], build: str, path: str) -> str:
+    lines = [
+        "from fastssl.nn.backbones import build_backbone",
+        *imports,
+        "from safetensors.torch import load_file",
+        f"model = {build}",
+        f'model.load_state_dict(load_file("{path}"))',
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _torchvision_snippet(name: str, image_size: int, path: str) -> str:
     size = f"image_size={image_size}" if name.startswith("vit_") else ""
     size = f"input_size=({image_size}, {image_size})" if name == "maxvit_t" else size

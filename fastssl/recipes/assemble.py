@@ -31,9 +31,9 @@ from fastssl.engine.trackers import check_trackers
 from fastssl.kernels import native
 from fastssl.methods import METHODS
 from fastssl.nn.backbones import build_backbone
-from fastssl.nn.snippet import loading_snippet
 from fastssl.recipes.assess import append_record, make_record, recorded_by
 from fastssl.recipes.catalogue import default_run, short_name
+from fastssl.recipes.encoders import snippet_of
 from fastssl.recipes.readouts import FeaturesFn, Readout, make_readout, pixels, usual_kind
 from fastssl.recipes.run import Run
 
@@ -307,7 +307,7 @@ def _keep(parts: Parts, folder: RunFolder, steps: int, metrics: dict[str, float]
         steps=steps,
         backbone=config.backbone,
         image_size=config.image_size,
-        snippet=loading_snippet(config.backbone, config.image_size),
+        snippet=snippet_of(parts.run),
         scores=scores,
     )
     export_backbone(folder, parts.method.backbone, card=card)  # type: ignore[arg-type]

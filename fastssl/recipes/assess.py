@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fastssl.data.sources import open_source
 from fastssl.engine.device import resolve_device
-from fastssl.engine.export import read_weights
 from fastssl.evaluation.features import encoder
-from fastssl.nn.backbones import build_backbone, stem_name
+from fastssl.nn.backbones import stem_name
 from fastssl.recipes.catalogue import data_kind
+from fastssl.recipes.encoders import Conditioned, by_default, load_encoder
 from fastssl.recipes.readouts import Readout, make_readout
 from fastssl.recipes.run import Run, read_run
+from fastssl.recipes.studies import STUDIES, Study, make_study
 
 RECORDS = "evaluation/scores.jsonl"  # inside the run folder
 SPIROGRAPH_IMAGES = {"train": 6000, "test": 2000}
@@ -33,19 +33,19 @@ def evaluate(
     test_images: int | None,
     device: str,
     workers: int,
-    **voting: Any,
+    **options: Any,
 ) -> dict[str, Any]:
     """Score the encoder of the run in ``folder``; ``append_record`` keeps what it returns.
 
-    kind: "knn", "linear" or "ridge"; voting: k and temperature of kNN. Raises ValueError for a
-    folder that is no run, a damaged export, or labels that do not fit.
+    kind: one of READOUTS or STUDIES; options: its own, as k and temperature of kNN. Raises
+    ValueError for a folder that is no run, a damaged export, or labels that do not fit.
     """
-    counts = {"train-images": train_images, "test-images": test_images, "k": voting.get("k")}
+    counts = {"train-images": train_images, "test-images": test_images, "k": options.get("k")}
     for flag, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"--{flag}: expected at least 1, received {count}")
     run = read_run(folder)
-    backbone = load_backbone(folder, run)
+    net = load_encoder(folder, run)
     data = data or run.train.data
     where = resolve_device(device)
     alike = data_kind(data) == data_kind(run.train.data)
@@ -60,31 +60,17 @@ def evaluate(
     if source.kind == "spirograph":
         train_images = train_images or SPIROGRAPH_IMAGES["train"]
         test_images = test_images or SPIROGRAPH_IMAGES["test"]
-    readout = make_readout(source, kind, train_limit=train_images, test_limit=test_images, **voting)
+    make = make_study if kind in STUDIES else make_readout
+    readout = make(source, kind, train_limit=train_images, test_limit=test_images, **options)
     with torch.no_grad():
-        metrics = dict(readout(encoder(backbone, where)))
+        told = kind == "invariance"
+        encode: Any = Conditioned(net, where) if told else encoder(by_default(net), where)
+        metrics = dict(readout(encode))
     return make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate")
 
 
-def load_backbone(folder: Path, run: Run) -> nn.Module:
-    """The exported encoder of the run in ``folder``, on the CPU."""
-    path = folder / "export" / "backbone.safetensors"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no export/backbone.safetensors: has its training ended?")
-    weights = read_weights(path)
-    backbone = build_backbone(run.train.backbone, run.train.image_size)
-    try:
-        backbone.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path} does not fit the {run.train.backbone} of {folder / 'config.yaml'}: "
-            f"{str(error).splitlines()[-1].strip()}"
-        ) from error
-    return backbone
-
-
 def make_record(
-    readout: Readout, metrics: dict[str, float], *, run: Run, data: str, by: str
+    readout: Readout | Study, metrics: dict[str, float], *, run: Run, data: str, by: str
 ) -> dict[str, Any]:
     """One line of ``RECORDS``: when, by which command, what, the numbers, how they were taken."""
     train = run.train

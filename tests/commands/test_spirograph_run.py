@@ -181,3 +181,44 @@ def test_a_signal_saves_says_how_to_go_on_and_exits_with_its_status(number, tmp_
     assert process.returncode == 128 + number, told
     assert "--resume" in told and "Traceback" not in told
     assert any((run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "metric"),
+    [
+        ("averaging", ["--averages", "1", "2"], "mse@2"),
+        ("meter", ["--draws", "2"], "variance_ratio"),
+        ("alpha", [], "alpha_mse/h"),
+    ],
+)
+def test_studies_score_and_record_with_their_protocol(verb, flags, metric, finished_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / RECORDS).unlink()
+    assert evaluate([verb, "--run", str(run), *IMAGES, *flags]) == 0
+    (record,) = records(run)
+    assert record["readout"] == verb and record["metrics"][metric] > 0
+    assert record["protocol"]["train_images"] == 300
+
+
+def test_an_amortised_run_is_scored_under_every_vector_from_its_export(train, tmp_path, capsys):
+    run = tmp_path / "run"
+    heads = ["--projector-dims", "8", "8"]
+    assert train("--method", "amortised", *heads, "--generator", "low-rank", "--out", run) == 0
+    assert "HyperEncoder" in (run / "export" / "README.md").read_text()
+    trained = records(run)[0]["metrics"]["mse"]
+    few = ["--train-images", "60", "--test-images", "20", "--steps", "1", "--targets", "nuisances"]
+    assert evaluate(["ridge", "--run", str(run), *IMAGES]) == 0
+    assert records(run)[1]["metrics"]["mse"] == pytest.approx(trained, rel=1e-4)
+    assert evaluate(["invariance", "--run", str(run), *IMAGES, "--steps", "3"]) == 0
+    found = records(run)[2]["metrics"]
+    assert found["mse@11"] == found["mse@default"] == pytest.approx(trained, rel=1e-4)
+    assert {"mse@00", "mse@01", "mse@10", "mse@learned", "mse@rounded"} < found.keys()
+    assert 0 <= found["bit/0"] <= 1 and found["bit/0"] != 0.5
+    assert evaluate(["invariance", "--run", str(run), *few]) == 0
+    assert "mse/h@learned" in records(run)[3]["metrics"]
+
+
+def test_invariance_is_refused_for_a_run_that_is_told_no_vector(finished_run, capsys):
+    assert evaluate(["invariance", "--run", str(finished_run), *IMAGES]) == 2
+    assert "amortised" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from tests.wrong import (
     in_data,
     in_distributed,
     in_engine,
+    in_evaluation,
     in_kernels,
     in_losses,
     in_science,
@@ -21,6 +22,7 @@ MUTANTS += in_distributed.MUTANTS + in_compat.MUTANTS + in_soft_targets.MUTANTS
 MUTANTS += in_augment.MUTANTS + in_data.MUTANTS
 MUTANTS += in_sigmoid_pairs.MUTANTS
 MUTANTS += in_audio.MUTANTS
+MUTANTS += in_evaluation.MUTANTS
 
 # One per room, quick to run: these are planted in the default suite too.
 SAMPLE = (

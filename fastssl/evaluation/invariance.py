@@ -1,0 +1,107 @@
+"""Invariance learning: which invariances does a task want of an amortised encoder?
+
+    min_i  loss(W(i) f(x; i), y) on held-out images,  W(i) = ridge of the fit images under i
+Chavhan et al. 2023 (arXiv:2302.12712), downstream: i starts at 1/2, Adam, i <- clamp(i, 0, 1) after
+each step, the encoder frozen. The authors learn W and i by one gradient of the training loss; here
+W is solved for in each step and differentiated through, and i answers to images that W has not
+seen, because the training loss prefers the vector that fits best. The test split is only scored.
+"""
+
+# shapes: N images, n batch, K bits, F features, T targets
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from fastssl.evaluation.features import hold_out
+
+STEPS, RATE, BATCH, PENALTY = 60, 0.05, 256, 1e-2
+MOST_CORNERS = 32
+PROTOCOL = {
+    "vector": "projected gradient (Adam, clamp to 0..1) from 1/2, encoder frozen",
+    "vector_learned_on": "every fifth image of the train split; its readout on the others",
+    "vector_loss": "squared error of a ridge on standardised targets (classes: one-hot)",
+    "vector_rate": RATE,
+}
+
+
+def learn_vector(
+    features: Callable[[Tensor, Tensor], Tensor],
+    target_NT: Tensor,
+    *,
+    num_bits: int,
+    steps: int = STEPS,
+    rate: float = RATE,
+    batch: int = BATCH,
+    seed: int = 0,
+) -> Tensor:
+    """(K,) in [0, 1]: the invariances that the targets want.
+
+    features: positions (n,) of train images and a vector (K,) -> (n, F), differentiable in the
+    vector. target_NT: (N, T) float targets of the train images, classes as one-hot rows.
+    """
+    if target_NT.ndim != 2 or len(target_NT) < 10 or num_bits < 1:
+        raise ValueError(
+            f"learn_vector: expected targets (N >= 10, T) and at least 1 bit, received "
+            f"{tuple(target_NT.shape)} and {num_bits}"
+        )
+    fit_n, held_m = hold_out(len(target_NT))
+    spread_T = target_NT.double().std(0).clamp(min=1e-12)
+    y_NT = (target_NT.double() - target_NT.double().mean(0)) / spread_T
+    generator = torch.Generator().manual_seed(seed)
+    bits_K = torch.full((num_bits,), 0.5, requires_grad=True)
+    optimizer = torch.optim.Adam([bits_K], lr=rate)
+    for _ in range(steps):
+        with torch.enable_grad():
+            some = [_some(part, batch, generator) for part in (fit_n, held_m)]
+            fit_NF, held_NF = (features(part, bits_K).double() for part in some)
+            guess_NT = _ridge(fit_NF, y_NT[some[0]], held_NF)
+            loss = (guess_NT - y_NT[some[1]]).square().mean()
+            (bits_K.grad,) = torch.autograd.grad(loss, bits_K)
+        optimizer.step()
+        with torch.no_grad():
+            bits_K.clamp_(0, 1)
+    return bits_K.detach()
+
+
+def invariance(
+    learned_K: Tensor, score: Callable[[Tensor], Iterator[tuple[str, float]]]
+) -> Iterator[tuple[str, float]]:
+    """Yields ("bit/k", .) of the learned vector, then METRIC@VECTOR for every corner (K <= 5), for
+    "default" (all ones), "learned" and "rounded" (each coordinate to 1 from 1/2 on).
+
+    score: a vector (K,) -> the metrics of the full readout under it.
+    """
+    for position, bit in enumerate(learned_K.tolist()):
+        yield f"bit/{position}", bit
+    vectors = {"default": torch.ones_like(learned_K), "learned": learned_K}
+    vectors["rounded"] = (learned_K >= 0.5).to(learned_K.dtype)
+    if 2 ** len(learned_K) <= MOST_CORNERS:
+        for corner in product((0, 1), repeat=len(learned_K)):
+            vectors["".join(map(str, corner))] = learned_K.new_tensor(corner)
+    known: dict[tuple[float, ...], list[tuple[str, float]]] = {}
+    for name, vector_K in vectors.items():
+        key = tuple(vector_K.tolist())
+        if key not in known:
+            known[key] = list(score(vector_K))
+        for metric, value in known[key]:
+            yield f"{metric}@{name}", value
+
+
+def _some(position_n: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """At most ``count`` of them, different ones."""
+    return position_n[torch.randperm(len(position_n), generator=generator)[:count]]
+
+
+def _ridge(fit_NF: Tensor, fit_NT: Tensor, other_NF: Tensor) -> Tensor:
+    """Predictions for the other rows; differentiable in all features."""
+    mean_F, scale_F = fit_NF.mean(0), (fit_NF.var(0) + 1e-8).sqrt()
+    fit_NF, other_NF = (fit_NF - mean_F) / scale_F, (other_NF - mean_F) / scale_F
+    mean_T = fit_NT.mean(0)
+    eye = torch.eye(fit_NF.shape[1], dtype=fit_NF.dtype)
+    gram = fit_NF.T @ fit_NF / len(fit_NF) + PENALTY * eye
+    right = fit_NF.T @ (fit_NT - mean_T) / len(fit_NF)
+    return other_NF @ torch.linalg.solve(gram, right) + mean_T

@@ -1,0 +1,145 @@
+"""Evaluations that look at more than one rendering of an image, glued to data and encoders."""
+
+# shapes: D draws, N images, F features, A nuisances
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastssl.evaluation import (
+    alpha,
+    averaging,
+    features,
+    few_shot,
+    invariance,
+    linear,
+    meter,
+    ridge,
+)
+
+FeaturesFn = Callable[[Tensor], Tensor]
+Metrics = Iterator[tuple[str, float]]
+_CHUNK = 500  # images encoded at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One evaluation: calling it with an encoder yields (metric, value)."""
+
+    kind: str
+    train: Any  # labelled images, see data.batch.Labelled
+    test: Any
+    measure: Callable[[Any, Any, FeaturesFn], Metrics]
+    facts: dict[str, Any]
+
+    def __call__(self, encode: FeaturesFn) -> Metrics:
+        return self.measure(self.train, self.test, encode)
+
+    def protocol(self) -> dict[str, Any]:
+        """Everything that a reader needs to compare the number with another one."""
+        counts = {"train_images": len(self.train.target), "test_images": len(self.test.target)}
+        return {**self.facts, **features.PROTOCOL, **counts}
+
+
+def make_study(
+    source: Any, kind: str, *, train_limit: int | None, test_limit: int | None, **options: Any
+) -> Study:
+    """The study ``kind`` of STUDIES on a source. ValueError where its labels are missing."""
+    train, test = source.labelled("train", train_limit), source.labelled("test", test_limit)
+    if train is None or test is None:
+        raise ValueError(
+            f"{kind}: {source.name} has no labels; sort the images into one folder per class"
+        )
+    measure, protocol = STUDIES[kind]
+    facts = dict(protocol)
+    if kind in ("averaging", "invariance"):
+        facts.update((ridge if train.task == "regression" else linear).PROTOCOL)
+    return Study(
+        kind=kind,
+        train=train,
+        test=test,
+        measure=partial(measure, **options),
+        facts={**facts, **options},
+    )
+
+
+def _averaging(train: Any, test: Any, encode: FeaturesFn, *, averages: tuple[int, ...]) -> Metrics:
+    def features_of(draw: int) -> tuple[Tensor, Tensor]:
+        return tuple(  # type: ignore[return-value]
+            features.extract(encode, part.redrawn(_CHUNK, draw=draw)) for part in (train, test)
+        )
+
+    def readout(train_NF: Tensor, test_NF: Tensor) -> Metrics:
+        if train.task == "regression":
+            return ridge.ridge(train_NF, train.target, test_NF, test.target, names=train.names)
+        return linear.linear(train_NF, train.target, test_NF, test.target)
+
+    return averaging.averaging(features_of, readout, averages=averages)
+
+
+def _meter(train: Any, test: Any, encode: FeaturesFn, *, draws: int) -> Metrics:
+    clean_NF = features.extract(encode, test.images(_CHUNK))
+    by_name = {
+        name: features.extract(encode, test.redrawn(_CHUNK, draw=1, only=name))
+        for name in test.varied
+    }
+    drawn = [features.extract(encode, test.redrawn(_CHUNK, draw=d)) for d in range(draws)]
+    return meter.meter(clean_NF, by_name, torch.stack(drawn))
+
+
+def _alpha(train: Any, test: Any, encode: FeaturesFn) -> Metrics:
+    if train.nuisance is None:
+        raise ValueError("alpha: needs data with known nuisance parameters: --data spirograph")
+    train_NF = features.extract(encode, train.images(_CHUNK))
+    test_NF = features.extract(encode, test.images(_CHUNK))
+    return alpha.alpha(train_NF, train.nuisance, test_NF, test.nuisance, names=train.varied)
+
+
+def _few_shot(train: Any, test: Any, encode: FeaturesFn, **options: Any) -> Metrics:
+    if test.task != "classification":
+        raise ValueError("few-shot: needs classes, received continuous targets; use ridge")
+    test_NF = features.extract(encode, test.images(_CHUNK))
+    return few_shot.few_shot(test_NF, test.target, **options)
+
+
+def _invariance(train: Any, test: Any, encode: Any, *, targets: str, steps: int) -> Metrics:
+    """``encode``: see recipes.encoders.Conditioned."""
+    target_N, test_M, names = train.target, test.target, train.names
+    regression = train.task == "regression"
+    if targets == "nuisances":
+        if train.nuisance is None:
+            raise ValueError("--targets nuisances: needs data that know them: --data spirograph")
+        target_N, test_M, names = train.nuisance, test.nuisance, train.varied
+
+    def of_positions(position_n: Tensor, bits_K: Tensor) -> Tensor:
+        return encode(train.render(position_n.numpy()), bits_K)
+
+    def score(bits_K: Tensor) -> Metrics:
+        under = partial(_under, encode, bits_K)
+        parts = [features.extract(under, part.images(_CHUNK)) for part in (train, test)]
+        if regression:
+            return ridge.ridge(parts[0], target_N, parts[1], test_M, names=names)
+        return linear.linear(parts[0], target_N, parts[1], test_M)
+
+    wanted_NT = target_N if regression else torch.nn.functional.one_hot(target_N).float()
+    bits = encode.num_bits
+    learned_K = invariance.learn_vector(of_positions, wanted_NT, num_bits=bits, steps=steps)
+    return invariance.invariance(learned_K, score)
+
+
+def _under(encode: Any, bits_K: Tensor, x_NCSS: Tensor) -> Tensor:
+    return encode(x_NCSS, bits_K)
+
+
+STUDIES: dict[str, tuple[Callable[..., Metrics], dict[str, Any]]] = {
+    "averaging": (_averaging, averaging.PROTOCOL),
+    "meter": (_meter, meter.PROTOCOL),
+    "alpha": (_alpha, alpha.PROTOCOL),
+    "invariance": (_invariance, invariance.PROTOCOL),
+    "few-shot": (_few_shot, few_shot.PROTOCOL),
+}

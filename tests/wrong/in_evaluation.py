@@ -1,0 +1,27 @@
+"""Bugs in evaluations."""
+
+from __future__ import annotations
+
+from tests.wrong.mutant import Mutant
+
+
+def _evaluation(name: str, file: str, old: str, new: str) -> Mutant:
+    tests = (f"tests/evaluation/test_{file}.py",)
+    return Mutant(f"evaluation-{name}", f"fastssl/evaluation/{file}.py", old, new, tests)
+
+
+MUTANTS = (
+    _evaluation("conditional-variance-over-images", "meter", "h_DNF.var(0)", "h_DNF.var(1)"),
+    _evaluation("averages-are-sums-of-one", "averaging", "total / (draw + 1)", "parts[0]"),
+    _evaluation(
+        "vector-follows-the-fit-images",
+        "invariance",
+        "for part in (fit_n, held_m)",
+        "for part in (fit_n, fit_n)",
+    ),
+    _evaluation("vector-leaves-the-cube", "invariance", "bits_K.clamp_(0, 1)", "pass"),
+    _evaluation("classes-meet-twice", "few_shot", "taken_EW, last_EW", "taken_EW, new_EW"),
+    _evaluation(
+        "support-is-not-shuffled", "few_shot", "picked_EWK.gather(-1, shuffle_EWK)", "picked_EWK"
+    ),
+)
