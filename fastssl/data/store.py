@@ -79,5 +79,6 @@ def num_files(store: Store) -> int:
 
 
 def printable(path: str) -> str:
-    """The path as text that any terminal and file can take (names need not be UTF-8)."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """The path as text that any terminal and file can take: in one line, no escapes, UTF-8."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -19,7 +19,8 @@ class TrainConfig:
     """Settings of the training loop, shared by every method."""
 
     method: str = "simclr"
-    """Method to train (its own options are listed below with these)."""
+    """Method to train: simclr, mocov2, mocov3, simsiam, byol, swav, dino, barlow, vicreg, supcon,
+    invclr, amortised, cissl, dissl or stochastic (its own options are listed below with these)."""
     data: str = "spirograph"
     """`spirograph` (embedded, procedural); a folder of images, nested or flat; WebDataset shards
     (a folder of .tar files, or DIR/shard-{000..009}.tar); arrays (.npz, .safetensors with images

@@ -90,6 +90,8 @@ def _card_text(card: Card) -> str:
         f"Encoder weights after {card.steps} steps of fastssl. Input: {card.image_size} x "
         f"{card.image_size} pixels, normalised as in training (config.yaml of the run).",
         "",
+        "From the run's folder:",
+        "",
         "```python",
         card.snippet.strip(),
         "```",

@@ -100,12 +100,18 @@ def readout_interval(config: TrainConfig, steps: int) -> int:
 
 
 def rehearse(method: nn.Module, source: Source) -> None:
-    """One forward pass of a copy on four samples: what it would refuse, it refuses now.
+    """One forward pass of a copy on a few samples: what it would refuse, it refuses now.
 
     Raises ValueError (a setting of the method's) or RuntimeError (views too small for the encoder).
     """
-    batch, twin = source.rehearsal(4), copy.deepcopy(method)
+    batch, twin = source.rehearsal(_divisible(method)), copy.deepcopy(method)
     twin(batch.views, getattr(twin, "leaves", lambda table: table)(batch.table))
+
+
+def _divisible(method: nn.Module) -> int:
+    """Samples enough to try the method on: four, or what its split batch norms can share."""
+    splits = [int(getattr(module, "num_splits", 1)) for module in method.modules()]
+    return math.lcm(4, *splits)
 
 
 @dataclass(frozen=True)
@@ -132,13 +138,14 @@ def estimate_memory(method: nn.Module, config: TrainConfig, *, source: Source) -
     params = [p for p in method.parameters() if p.requires_grad]
     trained = sum(p.numel() * p.element_size() for p in params)
     held = sum(t.numel() * t.element_size() for t in (*method.parameters(), *method.buffers()))
-    small, large = (_saved_bytes(method, source.rehearsal(n)) for n in (4, 8))
-    per_sample = max(0, large - small) / 4
+    few = _divisible(method)
+    small, large = (_saved_bytes(method, source.rehearsal(n)) for n in (few, 2 * few))
+    per_sample = max(0, large - small) / few
     return Memory(
         weights=held,
         gradients=trained,
         optimizer=trained * _STATE_COPIES[config.optimizer],
-        activations=int(small + per_sample * max(0, config.batch_size - 4)),
+        activations=int(small + per_sample * max(0, config.batch_size - few)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ def flags_of(run: Run) -> typing.Any:
 def method_config(name: str) -> type:
     """The config class of the method ``name``; ValueError names the known ones."""
     if name not in METHODS:
-        raise ValueError(f"--method: expected one of {', '.join(METHODS)}, received {name!r}")
+        close = difflib.get_close_matches(name.lower(), METHODS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"--method: expected one of {', '.join(METHODS)}, received {name!r}{hint}")
     return METHODS[name][0]
 
 

@@ -16,7 +16,7 @@ from fastssl.data.dali_decoder import DaliDecoder
 from fastssl.data.decode import decode
 from fastssl.data.headers import MAX_PIXELS, BadFile, check, has_sound_scan
 from fastssl.data.pil_decoder import PilDecoder
-from fastssl.data.store import Encoded
+from fastssl.data.store import printable
 from tests.data.pictures import damaged, stored
 
 
@@ -227,3 +227,7 @@ def test_a_giant_header_is_refused_before_decoding(tmp_path):
     path.write_bytes(content)
     with pytest.raises(BadFile, match=f"over the limit of {MAX_PIXELS}"):
         check(str(path))
+
+
+def test_a_name_is_printed_in_one_line_and_without_escapes():
+    assert printable("a\x1b[31m\n\udcff.png") == "a\\x1b[31m\\n\\xff.png"
