@@ -16,7 +16,7 @@ from fastssl.data.dali_decoder import DaliDecoder
 from fastssl.data.decode import decode
 from fastssl.data.headers import MAX_PIXELS, BadFile, check, has_sound_scan
 from fastssl.data.pil_decoder import PilDecoder
-from fastssl.data.store import printable
+from fastssl.data.store import Encoded, printable
 from tests.data.pictures import damaged, stored
 
 
