@@ -37,13 +37,15 @@ def open_source(
     max_bad: float | None = None,
     num_views: int = 2,
     augment: str | None = None,
+    factor: str | None = None,
     backend: Backend = "auto",
     decoded: Decoded = "whole",
     scan_budget_s: float | None = None,
 ) -> SpirographSource | EncodedSource | ArraySource | TonesSource | AudioFolderSource:
     """The source that ``--data`` names: "spirograph", "tones", or one of ``FORMS``.
 
-    ``augment`` names the policy that views are drawn from; None: spirograph, or simclr for images.
+    ``augment`` names the policy that views are drawn from; None: spirograph, simclr for
+    images, mtslvr for sounds. ``factor`` of tones is their label (None: timbre).
     ``device`` is where batches will be wanted: on CUDA, DALI decodes there and arrays live there.
     The others matter to image files alone. ``cache_dir`` (inside the run folder) keeps what the
     header check found; None keeps nothing. Files that cannot be used are left out, unless they are
@@ -53,7 +55,15 @@ def open_source(
     Raises ValueError naming --data or --augment for what cannot be trained on.
     """
     if data == "tones" or holds_sounds(data):
-        return open_sounds(data, seed=seed, num_views=num_views, workers=workers, max_bad=max_bad)
+        return open_sounds(
+            data,
+            seed=seed,
+            num_views=num_views,
+            workers=workers,
+            max_bad=max_bad,
+            augment=augment,
+            factor=factor,
+        )
     if data in EMBEDDED:
         return SpirographSource(
             seed=seed, image_size=image_size, num_views=num_views, augment=augment or data

@@ -15,13 +15,14 @@ from fastssl.data.sources import open_source
 from fastssl.engine.device import resolve_device
 from fastssl.engine.export import read_weights
 from fastssl.evaluation.features import encoder
-from fastssl.nn.backbones import build_backbone, stem_name
-from fastssl.recipes.catalogue import data_kind
+from fastssl.nn.backbones import stem_name
+from fastssl.recipes.catalogue import EMBEDDED, data_kind
+from fastssl.recipes.encoders import build_method, hears
 from fastssl.recipes.readouts import Readout, make_readout
 from fastssl.recipes.run import Run, read_run
 
 RECORDS = "evaluation/scores.jsonl"  # inside the run folder
-SPIROGRAPH_IMAGES = {"train": 6000, "test": 2000}
+EMBEDDED_IMAGES = {"train": 6000, "test": 2000}
 
 
 def evaluate(
@@ -33,11 +34,13 @@ def evaluate(
     test_images: int | None,
     device: str,
     workers: int,
+    factor: str | None = None,
     **voting: Any,
 ) -> dict[str, Any]:
     """Score the encoder of the run in ``folder``; ``append_record`` keeps what it returns.
 
-    kind: "knn", "linear" or "ridge"; voting: k and temperature of kNN. Raises ValueError for a
+    kind: "knn", "linear" or "ridge"; voting: k and temperature of kNN;
+    factor: the label of tones, None for the run's. Raises ValueError for a
     folder that is no run, a damaged export, or labels that do not fit.
     """
     counts = {"train-images": train_images, "test-images": test_images, "k": voting.get("k")}
@@ -48,22 +51,27 @@ def evaluate(
     backbone = load_backbone(folder, run)
     data = data or run.train.data
     where = resolve_device(device)
-    alike = data_kind(data) == data_kind(run.train.data)
+    sounds = data_kind(data) in ("tones", "sounds")
+    if sounds != hears(run.train):
+        heard = ("sounds", "images") if hears(run.train) else ("images", "sounds")
+        raise ValueError(f"--data {data}: the encoder of {folder} takes {heard[0]}, not {heard[1]}")
+    alike = sounds or data_kind(data) == data_kind(run.train.data)
     source = open_source(
         data,
         image_size=run.train.image_size,
         seed=run.train.seed,
         augment=run.train.augment if alike else None,  # the same normalisation
+        factor=factor or run.train.factor,
         workers=workers,
         device=where,
     )
-    if source.kind == "spirograph":
-        train_images = train_images or SPIROGRAPH_IMAGES["train"]
-        test_images = test_images or SPIROGRAPH_IMAGES["test"]
+    if source.kind in EMBEDDED:
+        train_images = train_images or EMBEDDED_IMAGES["train"]
+        test_images = test_images or EMBEDDED_IMAGES["test"]
     readout = make_readout(source, kind, train_limit=train_images, test_limit=test_images, **voting)
     with torch.no_grad():
         metrics = dict(readout(encoder(backbone, where)))
-    return make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate")
+    return make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate", factor=factor)
 
 
 def load_backbone(folder: Path, run: Run) -> nn.Module:
@@ -72,7 +80,8 @@ def load_backbone(folder: Path, run: Run) -> nn.Module:
     if not path.is_file():
         raise ValueError(f"{folder} has no export/backbone.safetensors: has its training ended?")
     weights = read_weights(path)
-    backbone = build_backbone(run.train.backbone, run.train.image_size)
+    backbone = build_method(run).backbone
+    assert isinstance(backbone, nn.Module)
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
@@ -84,7 +93,13 @@ def load_backbone(folder: Path, run: Run) -> nn.Module:
 
 
 def make_record(
-    readout: Readout, metrics: dict[str, float], *, run: Run, data: str, by: str
+    readout: Readout,
+    metrics: dict[str, float],
+    *,
+    run: Run,
+    data: str,
+    by: str,
+    factor: str | None = None,
 ) -> dict[str, Any]:
     """One line of ``RECORDS``: when, by which command, what, the numbers, how they were taken."""
     train = run.train
@@ -97,6 +112,8 @@ def make_record(
         "test_split": split_name(data),
         "precision": "fp32",
     }
+    if data == "tones":
+        protocol["label"] = factor or train.factor
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "by": by,
@@ -109,16 +126,18 @@ def make_record(
 
 def crop_name(data: str, image_size: int) -> str:
     """What part of an image evaluation sees."""
-    if data == "spirograph":
+    if data in EMBEDDED:
         return "none (drawn at this size)"
+    if data_kind(data) == "sounds":
+        return "central second"
     return "central square of the shorter side" + ("" if image_size < 96 else " * 224/256")
 
 
 def split_name(data: str) -> str:
     """Where the test images come from."""
-    if data == "spirograph":
+    if data in EMBEDDED:
         return "objects of their own"
-    return "DATA/val or DATA/test; without them a fifth of the images, seen by pre-training"
+    return "DATA/val or DATA/test; without them a fifth of the files, seen by pre-training"
 
 
 def recorded_by(folder: Path, by: str) -> bool:
