@@ -45,6 +45,8 @@ RECIPES: dict[tuple[str, str], Callable[[], Run]] = {
     ("simclr", "tones"): tones.simclr,
     ("simsiam", "tones"): tones.simsiam,
     ("amortised", "tones"): tones.amortised,
+    ("mtslvr", "tones"): tones.mtslvr,
+    ("mtslvr", "sounds"): tones.mtslvr_folder,
     ("simclr", "sounds"): tones.simclr_folder,
     ("simsiam", "sounds"): tones.simsiam_folder,
     ("amortised", "sounds"): tones.amortised_folder,
@@ -82,6 +84,8 @@ def default_run(method: str, data: str) -> Run:
 
 
 def _no_recipe(method: str, kind: str) -> str:
+    if method == "mtslvr":
+        return "--method mtslvr: expected sounds (--data tones, or a folder of them)"
     if kind not in ("tones", "sounds"):
         return f"--method {method}: needs classes, which {kind} does not have"
     known = ", ".join(name for name, of in RECIPES if of == kind)

@@ -89,3 +89,20 @@ def amortised_folder() -> Run:
         num_bits=4, num_corners=15, projector_dims=(512, 128), generator="low-rank"
     )
     return _folder("amortised", settings, augment="amortised-audio", lr=5e-4, weight_decay=2e-5)
+
+
+def mtslvr() -> Run:
+    """MT-SLVR on Tones, parallel adapters; --method.adapter and --method.task for its variants.
+
+    Command: python -m fastssl.train --method mtslvr --data tones
+    """
+    settings = paper_configs.MTSLVRConfig(output_dim=128, projector_dims=(128, 64), temperature=0.2)
+    return _tones("mtslvr", settings)
+
+
+def mtslvr_folder() -> Run:
+    """MT-SLVR on a folder of sounds with the paper's heads, Adam-like, one cosine decay to 0.
+
+    Command: python -m fastssl.train --method mtslvr --data DIR
+    """
+    return _folder("mtslvr", paper_configs.MTSLVRConfig())
