@@ -28,7 +28,7 @@ def run(method, *flags):
     return train(["--method", method, "--data", "tones", *short, *flags])
 
 
-@pytest.mark.parametrize("method", ["simclr", "amortised"])
+@pytest.mark.parametrize("method", ["simclr", "mtslvr", "amortised"])
 def test_a_run_on_tones_ends_in_a_score_and_an_encoder_that_loads(method, few, capsys):
     assert run(method) == 0
     said = capsys.readouterr().out
@@ -38,7 +38,7 @@ def test_a_run_on_tones_ends_in_a_score_and_an_encoder_that_loads(method, few, c
     assert "log-mel (N, 1, 128, F)" in card
     names: dict = {}
     code = card.split("```python\n")[1].split("```")[0]
-    if method == "amortised":
+    if method != "simclr":
         assert "encoder_of" in code
         names["model"] = encoder_of(folder)
         names["model"].load_state_dict(load_file(folder / "export" / "backbone.safetensors"))
@@ -58,4 +58,4 @@ def test_the_preview_shows_sounds(few, capsys):
 
 def test_a_method_without_a_recipe_for_sounds_is_refused(few, capsys):
     assert train(["--method", "dino", "--data", "tones"]) == 2
-    assert "expected one of simclr, simsiam, amortised" in capsys.readouterr().err
+    assert "expected one of simclr, simsiam, amortised, mtslvr" in capsys.readouterr().err
