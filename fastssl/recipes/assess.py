@@ -51,10 +51,7 @@ def evaluate(
     backbone = load_backbone(folder, run)
     data = data or run.train.data
     where = resolve_device(device)
-    sounds = data_kind(data) in ("tones", "sounds")
-    if sounds != hears(run.train):
-        heard = ("sounds", "images") if hears(run.train) else ("images", "sounds")
-        raise ValueError(f"--data {data}: the encoder of {folder} takes {heard[0]}, not {heard[1]}")
+    sounds = _fitting(data, run, folder)
     alike = sounds or data_kind(data) == data_kind(run.train.data)
     source = open_source(
         data,
@@ -72,6 +69,15 @@ def evaluate(
     with torch.no_grad():
         metrics = dict(readout(encoder(backbone, where)))
     return make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate", factor=factor)
+
+
+def _fitting(data: str, run: Run, folder: Path) -> bool:
+    """Whether the data are sounds; ValueError where the run's encoder takes the other kind."""
+    sounds = data_kind(data) in ("tones", "sounds")
+    if sounds != hears(run.train):
+        takes, given = ("images", "sounds") if sounds else ("sounds", "images")
+        raise ValueError(f"--data {data}: the encoder of {folder} takes {takes}, not {given}")
+    return sounds
 
 
 def load_backbone(folder: Path, run: Run) -> nn.Module:
