@@ -30,12 +30,15 @@ class Common:
     run: Path
     """Run folder with config.yaml and export/backbone.safetensors."""
     data: str | None = None
-    """Data to score on: `spirograph` or a folder with one sub-folder per class. Default: the data
+    """Data to score on: `spirograph`, `tones` or a folder with one sub-folder per class. Default:
+    the data of the run."""
+    factor: str | None = None
+    """Label of `tones`: timbre, pitch_class, octave, envelope, modulation or noise. Default: that
     of the run."""
     train_images: int | None = None
-    """Images to fit on. Default: 6000 for Spirograph, all of a folder's train split."""
+    """Images to fit on. Default: 6000 for Spirograph and Tones, all of a folder's train split."""
     test_images: int | None = None
-    """Images to score. Default: 2000 for Spirograph, all of a folder's test split."""
+    """Images to score. Default: 2000 for Spirograph and Tones, all of a folder's test split."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     workers: int = 2
@@ -140,6 +143,7 @@ def _main(argv: list[str]) -> int:
         test_images=config.test_images,
         device=config.device,
         workers=config.workers,
+        factor=config.factor,
         **options,
     )
     print("\n".join(assess.describe(record)))

@@ -21,6 +21,7 @@ Train an encoder without labels: embedded Spirograph images by default, or a fol
   python -m fastssl.train --method simclr --compile
   python -m fastssl.train --method simclr --compile --data photos --image-size 96
   python -m fastssl.train --data photos --augment mocov2 --preview 8
+  python -m fastssl.train --method simclr --data tones
   python -m fastssl.train --resume --out runs/simclr-spirograph-1
   torchrun --nproc-per-node 2 -m fastssl.train --method simclr --sync-bn
 

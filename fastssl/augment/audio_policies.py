@@ -11,8 +11,10 @@ amortised-audio  four groups of operators, each switched by a bit (Chavhan et al
 # shapes: N samples, V views, K operators, G groups
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -48,6 +50,7 @@ class AudioPolicy:
 
     operators: tuple[str, ...] = OPERATORS[:NUM_LABELS]  # that can be drawn
     groups: tuple[tuple[str, ...], ...] = ()  # switched by the bits given to draw_waveforms
+    corners: tuple[tuple[int, ...], ...] = ()  # the bits that a step may have; () without groups
     least: int = 1  # operators per view; k is uniform over least..most
     most: int = NUM_LABELS
     same_operators: bool = True  # all views of a clip run the same ones, in the same order
@@ -96,9 +99,22 @@ AUDIO_POLICIES = {
             ("fade",),
             ("white_noise", "mixed_noise"),
         ),
+        corners=tuple(bits for bits in product((0, 1), repeat=4) if any(bits)),
         same_operators=False,
     ),
 }
+
+
+def audio_policy(name: str) -> AudioPolicy:
+    """The policy that --augment names for sounds. ValueError names the known ones."""
+    if name not in AUDIO_POLICIES:
+        close = difflib.get_close_matches(name, AUDIO_POLICIES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"--augment: expected one of {', '.join(AUDIO_POLICIES)} for sounds, received "
+            f"{name!r}{hint}"
+        )
+    return AUDIO_POLICIES[name]
 
 
 def draw_waveforms(

@@ -113,6 +113,10 @@ def _advance(
 ) -> list[Tensor]:
     """Output frames j of the clips that last so long, (R_j, B) complex; longest clips first."""
     power_RFB = (spectrum_RFB * spectrum_RFB.conj()).real.contiguous()
+    # A bin that cancels to 0, or whose square underflows, has no phase: it gets that of the pulse
+    silent_RFB = power_RFB < torch.finfo(power_RFB.dtype).tiny
+    spectrum_RFB = torch.where(silent_RFB, _TINY, spectrum_RFB)
+    power_RFB = torch.where(silent_RFB, _TINY**2, power_RFB)
     inverse_RFB = power_RFB.rsqrt()
     unit_RFB = spectrum_RFB * inverse_RFB
     turn_RFB = unit_RFB[:, 1:] * unit_RFB[:, :-1].conj()

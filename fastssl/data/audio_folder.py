@@ -128,7 +128,12 @@ class AudioFolderSource:
                 self._split.train[chosen], seed=seed, epoch=epoch, shard=shard
             )
             return self.views.batch(
-                clip_NT.to(target), slot_N=slot_N, index_N=index_N, seed=seed, epoch=epoch
+                clip_NT.to(target),
+                slot_N=slot_N,
+                index_N=index_N,
+                seed=seed,
+                epoch=epoch,
+                step=step,
             )
 
         return Prefetcher(make, start=start_step)
@@ -221,6 +226,11 @@ class AudioFolderSource:
         clips_NT = torch.rand(num_samples, self.views.samples)
         index_N = np.arange(num_samples)
         return self.views.batch(clips_NT, slot_N=index_N, index_N=index_N, seed=0, epoch=0)
+
+    def heard(self, count: int, *, seed: int) -> tuple[Tensor, tuple[str, ...]]:
+        """Clips (N, T) of the first ``count`` training files and their paths, to look at."""
+        index_N, clip_NT = self.clips(self._split.train[:count], seed=seed, epoch=0)
+        return clip_NT, tuple(printable(self._paths[int(i)]) for i in index_N)
 
     def report(self) -> dict:
         """What was skipped and why, ready for JSON."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastssl.augment.audio_policies import AUDIO_POLICIES, AudioPolicy, draw_waveforms
 from fastssl.augment.drawn import Drawn
+from fastssl.augment.sampling import corner_at
 from fastssl.augment.waveform import augment_waveforms
 from fastssl.data.batch import Batch
 from fastssl.nn.logmel import LogMel
@@ -53,19 +54,35 @@ class AudioViews:
 
     @torch.no_grad()
     def batch(
-        self, x_NT: Tensor, *, slot_N: np.ndarray, index_N: np.ndarray, seed: int, epoch: int
+        self,
+        x_NT: Tensor,
+        *,
+        slot_N: np.ndarray,
+        index_N: np.ndarray,
+        seed: int,
+        epoch: int,
+        step: int = 0,
     ) -> Batch:
         """The views of clips (N, T) on their device, their table as ``table.waveforms``.
 
         ``slot_N`` keys the draws, ``index_N`` says which samples the clips are: they differ where
-        one clip stands in for another.
+        one clip stands in for another. ``step`` chooses the groups, where the policy has some.
         """
+        corners = self.policy.corners
+        position = corner_at(len(corners), seed=seed, step=step) if corners else 0
+        bits = corners[position] if corners else None
         table = draw_waveforms(
-            self.policy, seed=seed, epoch=epoch, index_N=slot_N, num_views=self.num_views
+            self.policy,
+            seed=seed,
+            epoch=epoch,
+            index_N=slot_N,
+            num_views=self.num_views,
+            bits_G=bits,
         )
         views = tuple(self.clean(view_NT) for view_NT in augment_waveforms(x_NT, table))
         index = torch.from_numpy(np.ascontiguousarray(index_N)).to(x_NT.device)
         labels_VNO = table.labels().to(torch.int8)
-        bits_K, corner = torch.zeros(0), torch.tensor(0)
+        bits_K = torch.tensor(bits or (), dtype=torch.float32, device=x_NT.device)
+        corner = torch.tensor(position, device=x_NT.device)
         drawn = Drawn(labels_VNO=labels_VNO, bits_K=bits_K, corner=corner, waveforms=table)
         return Batch(views, index, drawn)

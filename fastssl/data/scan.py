@@ -16,8 +16,8 @@ from pathlib import Path
 
 from fastssl.data.headers import BadFile, Header, check
 from fastssl.data.store import read_file
+from fastssl.data.suffixes import IMAGES
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp")
 _CACHE_NAME = "image-headers.jsonl"
 _AT_A_TIME = 256  # headers between two looks at the clock
 _UNCHECKED = Header(1, 1)
@@ -51,7 +51,7 @@ def scan(
     With ``budget_s`` it only looks around: that long at most for the names, half of it for headers.
     """
     folder = os.fspath(root)
-    candidates, closed, complete = find_files(folder, EXTENSIONS, until=_deadline(budget_s))
+    candidates, closed, complete = find_files(folder, IMAGES, until=_deadline(budget_s))
     found = check_all(
         folder, candidates, workers=workers, cache_dir=cache_dir, budget_s=budget_s and budget_s / 2
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from fastssl.data.headers import BadFile, Header, inspect
-from fastssl.data.scan import EXTENSIONS
+from fastssl.data.suffixes import IMAGES
 
 _JSON_KEYS = ("label", "cls", "class")
 _LABELS = (".cls", ".json")
@@ -55,7 +55,7 @@ def index_shard(path: str) -> Shard:
             for info in tar:
                 if not info.isreg():
                     continue
-                if info.name.lower().endswith(EXTENSIONS):
+                if info.name.lower().endswith(IMAGES):
                     found.append((info.name, info.offset_data, info.size))
                 elif info.name.endswith(_LABELS) and info.size <= _MOST_LABEL_BYTES:
                     _label(tar, info, labels)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastssl.data.scan import EXTENSIONS as IMAGES
+from fastssl.data.suffixes import IMAGES
 
 if TYPE_CHECKING:
     from fastssl.data.audio_folder import AudioFolderSource
@@ -16,16 +16,24 @@ EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 
 
 def open_sounds(
-    data: str, *, seed: int, num_views: int, workers: int, max_bad: float | None
+    data: str,
+    *,
+    seed: int,
+    num_views: int,
+    workers: int,
+    max_bad: float | None,
+    augment: str | None = None,
+    factor: str | None = None,
 ) -> TonesSource | AudioFolderSource:
     """The source of "tones" or of a folder of sounds; arguments as of ``open_source``."""
+    from fastssl.augment.audio_policies import audio_policy
     from fastssl.data.audio_views import AudioViews
 
-    views = AudioViews(num_views=num_views)
+    views = AudioViews(policy=audio_policy(augment or "mtslvr"), num_views=num_views)
     if data == "tones":
         from fastssl.data.tones import TonesSource
 
-        return TonesSource(seed=seed, views=views)
+        return TonesSource(seed=seed, views=views, factor=factor or "timbre")
     from fastssl.data.audio_folder import AudioFolderSource
 
     return AudioFolderSource(Path(data), views=views, workers=workers, max_bad=max_bad)

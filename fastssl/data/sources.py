@@ -37,13 +37,15 @@ def open_source(
     max_bad: float | None = None,
     num_views: int = 2,
     augment: str | None = None,
+    factor: str | None = None,
     backend: Backend = "auto",
     decoded: Decoded = "whole",
     scan_budget_s: float | None = None,
 ) -> SpirographSource | EncodedSource | ArraySource | TonesSource | AudioFolderSource:
     """The source that ``--data`` names: "spirograph", "tones", or one of ``FORMS``.
 
-    ``augment`` names the policy that views are drawn from; None: spirograph, or simclr for images.
+    ``augment`` names the policy that views are drawn from; None: spirograph, simclr for
+    images, mtslvr for sounds. ``factor`` of tones is their label (None: timbre).
     ``device`` is where batches will be wanted: on CUDA, DALI decodes there and arrays live there.
     The others matter to image files alone. ``cache_dir`` (inside the run folder) keeps what the
     header check found; None keeps nothing. Files that cannot be used are left out, unless they are
@@ -52,29 +54,34 @@ def open_source(
     plan is made of.
     Raises ValueError naming --data or --augment for what cannot be trained on.
     """
+    common: dict[str, Any] = {"workers": workers, "max_bad": max_bad}
+    views: dict[str, Any] = {"num_views": num_views, "augment": augment}
     if data == "tones" or holds_sounds(data):
-        return open_sounds(data, seed=seed, num_views=num_views, workers=workers, max_bad=max_bad)
+        return open_sounds(data, seed=seed, factor=factor, **views, **common)
     if data in EMBEDDED:
         return SpirographSource(
             seed=seed, image_size=image_size, num_views=num_views, augment=augment or data
         )
+    images = {"backend": backend, "decoded": decoded, "cache_dir": cache_dir, **common}
+    where = device or torch.device("cpu")
+    return _images(data, image_size, where, scan_budget_s=scan_budget_s, **views, **images)
+
+
+def _images(
+    data: str,
+    image_size: int,
+    device: torch.device,
+    *,
+    num_views: int,
+    augment: str | None,
+    **options: Any,
+) -> EncodedSource | ArraySource:
     from fastssl.augment.presets import preset
 
     policy = preset(augment or "simclr", image_size=image_size, num_views=num_views)
-    device = device or torch.device("cpu")
     if data.endswith((".npy", ".npz", ".safetensors")):
         return _arrays(data, policy=policy, device=device)
-    return _encoded(
-        data,
-        policy=policy,
-        device=device,
-        workers=workers,
-        cache_dir=cache_dir,
-        max_bad=max_bad,
-        backend=backend,
-        decoded=decoded,
-        scan_budget_s=scan_budget_s,
-    )
+    return _encoded(data, policy=policy, device=device, **options)
 
 
 def _arrays(data: str, **options: Any) -> ArraySource:

@@ -141,8 +141,15 @@ def _carrier(
     return sum_NT.real
 
 
+def _check_factor(factor: str) -> None:
+    if factor not in FACTORS:
+        raise ValueError(f"--factor: expected one of {', '.join(FACTORS)}, received {factor!r}")
+
+
 class TonesSource:
     """Endless batches of Tones. ``seed`` keys the objects; ``batches(seed=)`` order and views.
+
+    ``factor`` is the one that ``labelled`` hands out where none is named.
 
     The 5,000 test objects come from a stream of their own and are never trained on.
     """
@@ -150,11 +157,16 @@ class TonesSource:
     name = kind = "tones"
     task = "classification"
 
-    def __init__(self, *, seed: int = 0, views: AudioViews | None = None) -> None:
+    def __init__(
+        self, *, seed: int = 0, views: AudioViews | None = None, factor: str = "timbre"
+    ) -> None:
+        _check_factor(factor)
+        self.factor = factor
         self.views = views or AudioViews()
         self.num_samples, self.num_views = NUM_TRAIN, self.views.num_views
         self.image_shape = self.views.shape
         self._seed = seed
+        self._kept: dict[str, dict[int, Tensor]] = {"train": {}, "test": {}}
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Full batches in one pass; the incomplete last one is dropped."""
@@ -179,16 +191,25 @@ class TonesSource:
         def make(step: int) -> Batch:
             epoch, position = divmod(step, per_epoch)
             index_N = order(epoch)[position * batch_size : (position + 1) * batch_size]
-            return self.batch(part(index_N, shard), seed=seed, epoch=epoch, device=device)
+            mine_N = part(index_N, shard)
+            return self.batch(mine_N, seed=seed, epoch=epoch, step=step, device=device)
 
         return Prefetcher(make, start=start_step)
 
     def batch(
-        self, index_N: np.ndarray, *, seed: int, epoch: int, device: torch.device | None = None
+        self,
+        index_N: np.ndarray,
+        *,
+        seed: int,
+        epoch: int,
+        step: int = 0,
+        device: torch.device | None = None,
     ) -> Batch:
         """All views of the training objects ``index_N``; ``table.waveforms`` is theirs."""
         clips_NT = self.clips(index_N, split="train", seed=seed, epoch=epoch, device=device)
-        return self.views.batch(clips_NT, slot_N=index_N, index_N=index_N, seed=seed, epoch=epoch)
+        return self.views.batch(
+            clips_NT, slot_N=index_N, index_N=index_N, seed=seed, epoch=epoch, step=step
+        )
 
     def clips(
         self,
@@ -216,26 +237,38 @@ class TonesSource:
         """A batch of any clips with a table that fits: to try a method on."""
         return self.batch(np.arange(num_samples), seed=0, epoch=0)
 
+    def heard(self, count: int, *, seed: int) -> tuple[Tensor, tuple[str, ...]]:
+        """The first ``count`` training clips (N, T) and what they are, to look at."""
+        index_N = np.arange(min(count, self.num_samples))
+        factor_NK = draw_factors(index_N, seed=self._seed, split="train")
+        names = [[c[k] for c, k in zip(FACTORS.values(), row, strict=True)] for row in factor_NK]
+        return self.clips(index_N, split="train", seed=seed), tuple(map(", ".join, names))
+
     def report(self) -> dict:
         """Nothing can be skipped here."""
         return {"skipped": []}
 
-    def labelled(self, split: str, limit: int | None = None, *, factor: str = "timbre") -> Labelled:
+    def labelled(
+        self, split: str, limit: int | None = None, *, factor: str | None = None
+    ) -> Labelled:
         """The first ``limit`` objects of "train" or "test" with their class of one of FACTORS."""
+        factor = factor or self.factor
+        _check_factor(factor)
         sizes = {"train": NUM_TRAIN, "test": NUM_TEST}
-        if split not in sizes or factor not in FACTORS:
-            raise ValueError(
-                f"labelled: expected split 'train' or 'test' and factor of {', '.join(FACTORS)}, "
-                f"received {split!r} and {factor!r}"
-            )
+        if split not in sizes:
+            raise ValueError(f"labelled: split: expected 'train' or 'test', received {split!r}")
         index_n = np.arange(min(limit or sizes[split], sizes[split]))
         class_nK = draw_factors(index_n, seed=self._seed, split=split)
         target_n = torch.from_numpy(class_nK[:, list(FACTORS).index(factor)].copy())
 
         def images(position_N: np.ndarray) -> Tensor:
-            stream = f"readout/{split}"
-            return self.views.clean(
-                self.clips(index_n[position_N], split=split, seed=self._seed, stream=stream)
-            )
+            wanted = index_n[position_N].tolist()
+            kept = self._kept[split]  # 16 kB each: every readout of a run looks at the same ones
+            new_N = np.array([i for i in wanted if i not in kept], dtype=np.int64)
+            if len(new_N):
+                stream = f"readout/{split}"
+                clip_NT = self.clips(new_N, split=split, seed=self._seed, stream=stream)
+                kept.update(zip(new_N.tolist(), self.views.clean(clip_NT), strict=True))
+            return torch.stack([kept[i] for i in wanted])
 
         return Labelled(target_n, "classification", FACTORS[factor], images)

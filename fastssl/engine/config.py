@@ -24,17 +24,19 @@ class TrainConfig:
     data: str = "spirograph"
     """`spirograph` (embedded, procedural); a folder of images, nested or flat; WebDataset shards
     (a folder of .tar files, or DIR/shard-{000..009}.tar); arrays (.npz, .safetensors with images
-    and perhaps labels; .npy); or torchvision:NAME:FOLDER (never downloaded)."""
+    and perhaps labels; .npy); torchvision:NAME:FOLDER (never downloaded). Sounds:
+    `tones` (embedded, procedural), or a folder of WAV, FLAC, OGG and MP3 files."""
     augment: str = "spirograph"
     """Policy that the views are drawn from. Folders: simclr, mocov2, invclr, swav, dissl,
     dissl-coarse, byol, byol-1, byol-2, amortised-2 or amortised-5; spirograph: spirograph or
-    spirograph-2."""
+    spirograph-2; sounds: mtslvr, clar or amortised-audio."""
     out: Path | None = None
     """Run folder. Default: runs/METHOD-DATA-N with the next free N."""
     backbone: str = "convnet"
     """Encoder: `convnet` (small, for 32 px), or any torchvision or timm model name."""
     image_size: int = 32
-    """Side of the square crops given to the encoder, in pixels."""
+    """Side of the square crops given to the encoder, in pixels. Sounds have 128 mel bands,
+    whatever it is."""
     epochs: int | None = None
     """Passes over the training set. Ignored where --max-steps is given."""
     max_steps: int | None = None
@@ -59,6 +61,9 @@ class TrainConfig:
     """Under torchrun: batch normalisation over the samples of all ranks, as in one process."""
     compile: bool = False
     """Compile the training step with torch.compile."""
+    factor: str = "timbre"
+    """Label of tones that the run is scored by: timbre, pitch_class, octave, envelope, modulation
+    or noise."""
     seed: int = 0
     """Keys every random draw of data, augmentation and initial weights."""
     workers: int = 2

@@ -39,6 +39,8 @@ class Card:
     """Two lines of Python that load the weights into a plain model."""
     scores: Sequence[Score] = field(default=())
     notes: str = ""
+    sound: bool = False
+    """Whether the input is a log-mel spectrogram, not an image."""
 
 
 def export_backbone(run: RunFolder, backbone: nn.Module, *, card: Card) -> Path:
@@ -81,14 +83,20 @@ def _checksum_line(path: Path, content: bytes) -> str:
     return f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
 
 
+def _input(card: Card) -> str:
+    if card.sound:
+        return "log-mel (N, 1, 128, F) of 16 kHz clips, by fastssl.nn.logmel.LogMel()"
+    side = card.image_size
+    return f"{side} x {side} pixels, normalised as in training (config.yaml of the run)"
+
+
 def _card_text(card: Card) -> str:
     rows = [f"| {s.name} | {s.value:.4g} | {s.protocol} |" for s in card.scores]
     scores = ["| score | value | protocol |", "|---|---|---|", *rows] if rows else ["not measured"]
     lines = [
         f"# {card.backbone}, trained by {card.method} on {card.data}",
         "",
-        f"Encoder weights after {card.steps} steps of fastssl. Input: {card.image_size} x "
-        f"{card.image_size} pixels, normalised as in training (config.yaml of the run).",
+        f"Encoder weights after {card.steps} steps of fastssl. Input: {_input(card)}.",
         "",
         "From the run's folder:",
         "",

@@ -19,5 +19,6 @@ METHODS: dict[str, tuple[type, str]] = {
     "amortised": (paper_configs.AmortisedConfig, "fastssl.methods.amortised:Amortised"),
     "cissl": (paper_configs.CISSLConfig, "fastssl.methods.cissl:CISSL"),
     "dissl": (paper_configs.DISSLConfig, "fastssl.methods.dissl:DISSL"),
+    "mtslvr": (paper_configs.MTSLVRConfig, "fastssl.methods.mtslvr:MTSLVR"),
     "stochastic": (paper_configs.StochasticConfig, "fastssl.methods.stochastic:Stochastic"),
 }

@@ -121,3 +121,29 @@ class InvCLRConfig:
     """Of the key encoder's average (over mocov2)."""
     bn_splits: int = 8
     """Parts of a batch that the key encoder's batch norms see apart (over mocov2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MTSLVRConfig:
+    """MT-SLVR (Heggan et al. 2023, arXiv:2305.17191)."""
+
+    adapter: Literal["none", "split", "bn", "series", "parallel"] = "parallel"
+    """What each task has of its own: nothing, its output, or adapters in the later stages."""
+    task: Literal["both", "cont", "pred"] = "both"
+    """Both losses, or one alone (then there are no adapters): contrastive or predictive."""
+    over: Literal["simclr", "simsiam"] = "simclr"
+    """The contrastive loss."""
+    weight: float = 1.0
+    """Of the predictive loss."""
+    num_operators: int = 7
+    """Operators whose presence is predicted: those of --augment (mtslvr and clar: 7)."""
+    output_dim: int = 1000
+    """Width of the features: both tasks' halves together."""
+    temperature: float = 0.07
+    """Divides the cosine similarities."""
+    projector_dims: tuple[int, ...] = (500, 256)
+    """Widths of the projection head's layers; the last one is the embedding."""
+    predictor_hidden_dim: int = 512
+    """Hidden width of the prediction head (over simsiam)."""
+    operator_hidden_dims: tuple[int, ...] = (256, 64, 16)
+    """Hidden widths of the head that predicts the operators."""

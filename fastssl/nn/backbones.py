@@ -23,8 +23,8 @@ _HEADS = ("fc", "heads", "head", "classifier")  # what torchvision calls its cla
 _ModelT = TypeVar("_ModelT", bound=nn.Module)
 
 
-def build_backbone(name: str, image_size: int) -> nn.Module:
-    """Untrained encoder (N, 3, S, S) -> (N, F); F is its attribute ``num_features``.
+def build_backbone(name: str, image_size: int, *, channels: int = 3) -> nn.Module:
+    """Untrained encoder (N, channels, S, S) -> (N, F); F is its attribute ``num_features``.
 
     Its state dict has the library's own keys, less those of the head. Raises ValueError for an
     unknown name (with close matches and the extra that may hold it) or a size it cannot take.
@@ -32,12 +32,12 @@ def build_backbone(name: str, image_size: int) -> nn.Module:
     library, plain = resolve(name)
     try:
         if library == "fastssl":
-            model: nn.Module = ConvNet()
+            model: nn.Module = ConvNet(channels)
         elif library == "torchvision":
-            model = _torchvision(plain, image_size)
+            model = with_channels(_torchvision(plain, image_size), channels)
         else:
-            model = _timm(plain, image_size)
-        width = _probe(model, image_size)
+            model = _timm(plain, image_size, channels)
+        width = _probe(model, image_size, channels)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ValueError(
@@ -89,6 +89,32 @@ def small_stem(resnet: _ModelT) -> _ModelT:
     return resnet
 
 
+def with_channels(model: _ModelT, channels: int) -> _ModelT:
+    """A torchvision model whose first convolution takes ``channels``, in place; the same module.
+
+    A convolution that changes starts at random as its like (Kaiming, fan out).
+    """
+    found = ((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    name, first = next(found, ("", None))
+    if first is None:
+        raise ValueError(
+            f"with_channels: expected a model with a convolution, received {type(model).__name__}"
+        )
+    if first.in_channels == channels:
+        return model
+    conv = nn.Conv2d(
+        channels,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]
+        stride=first.stride,  # type: ignore[arg-type]
+        padding=first.padding,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    model.set_submodule(name, conv)
+    return model
+
+
 def stem_name(name: str, image_size: int) -> str:
     """How the encoder starts, for the protocol kept with each number."""
     library, plain = resolve(name)
@@ -138,25 +164,27 @@ def _torchvision(name: str, image_size: int) -> nn.Module:
     return model
 
 
-def _timm(name: str, image_size: int) -> nn.Module:
+def _timm(name: str, image_size: int, channels: int) -> nn.Module:
     import timm
 
     # Transformers take the size, and then any other one by interpolation; conv nets know neither.
     options: dict[str, object] = {"img_size": image_size, "dynamic_img_size": True}
     while True:
         try:
-            return timm.create_model(name, pretrained=False, num_classes=0, **options)
+            return timm.create_model(
+                name, pretrained=False, num_classes=0, in_chans=channels, **options
+            )
         except TypeError:
             if not options:
                 raise
             options.popitem()
 
 
-def _probe(model: nn.Module, image_size: int) -> int:
+def _probe(model: nn.Module, image_size: int, channels: int) -> int:
     """Feature width, read off one blank image."""
     was_training = model.training
     with torch.no_grad():
-        features = model.eval()(torch.zeros(1, 3, image_size, image_size))
+        features = model.eval()(torch.zeros(1, channels, image_size, image_size))
     model.train(was_training)
     if not isinstance(features, torch.Tensor) or features.ndim != 2:
         raise RuntimeError("it does not return one feature vector per image")

@@ -98,8 +98,10 @@ class HyperEncoder(nn.Module):
                 made = [LowRankKernel(s, embedding, rank) for s in shapes]
             self.kernels.append(nn.ModuleList(made))
 
-    def forward(self, x_NCSS: Tensor, bits_K: Tensor) -> Tensor:
-        """(N, F) features under one invariance vector (K,) for the batch; differentiable in it."""
+    def forward(self, x_NCSS: Tensor, bits_K: Tensor | None = None) -> Tensor:
+        """(N, F) under one invariance vector (K,), differentiable in it; None: invariant to all."""
+        if bits_K is None:
+            bits_K = x_NCSS.new_ones(self.num_bits)
         return functional_call(self.net, self.generated(bits_K), (x_NCSS,))
 
     def generated(self, bits_K: Tensor) -> dict[str, Tensor]:

@@ -31,8 +31,10 @@ class PromptViT(nn.Module):
         self.second = nn.Parameter(torch.randn(*shape, self.width) * (2.0 / self.width) ** 0.5)
         self.second_bias = nn.Parameter(torch.zeros(shape))
 
-    def forward(self, x_NCSS: Tensor, bits_K: Tensor) -> Tensor:
-        """(N, F): the class token under one invariance vector for the batch."""
+    def forward(self, x_NCSS: Tensor, bits_K: Tensor | None = None) -> Tensor:
+        """(N, F): the class token under one invariance vector; None: invariant to all groups."""
+        if bits_K is None:
+            bits_K = x_NCSS.new_ones(self.num_bits)
         x_NTF = self.net._process_input(x_NCSS)
         x_NTF = torch.cat([self.net.class_token.expand(len(x_NTF), -1, -1), x_NTF], dim=1)
         x_NTF = x_NTF + self.net.encoder.pos_embedding

@@ -10,17 +10,20 @@ import re
 from fastssl.nn.backbones import has_small_stem, resolve
 
 
-def loading_snippet(name: str, image_size: int, path: str = "export/backbone.safetensors") -> str:
+def loading_snippet(
+    name: str, image_size: int, path: str = "export/backbone.safetensors", *, channels: int = 3
+) -> str:
     """Python source that leaves the loaded encoder in ``model``: imports, then two lines.
 
-    name, image_size: as given to ``build_backbone``. A ResNet trained under 64 px has the
+    name, image_size, channels: as given to ``build_backbone``. A ResNet trained under 64 px has the
     small-image stem, which ``fastssl.nn.backbones.small_stem`` puts into a torchvision ResNet.
     """
     library, plain = resolve(name)
     if library == "torchvision":
-        return _torchvision_snippet(plain, image_size, path)
+        return _torchvision_snippet(plain, image_size, path, channels)
     if library == "timm":
-        options = "".join(f", {key}={value}" for key, value in _timm_options(plain, image_size))
+        taken = [*_timm_options(plain, image_size), *([("in_chans", channels)] * (channels != 3))]
+        options = "".join(f", {key}={value}" for key, value in taken)
         imports = ["import timm", "from safetensors.torch import load_file"]
         build = f'model = timm.create_model("{plain}", num_classes=0{options})'
     else:
@@ -28,7 +31,8 @@ def loading_snippet(name: str, image_size: int, path: str = "export/backbone.saf
             "from fastssl.nn.backbones import build_backbone",
             "from safetensors.torch import load_file",
         ]
-        build = f'model = build_backbone("{plain}", {image_size})'
+        more = f", channels={channels}" if channels != 3 else ""
+        build = f'model = build_backbone("{plain}", {image_size}{more})'
     return "\n".join([*imports, build, f'model.load_state_dict(load_file("{path}"))']) + "\n"
 
 
@@ -76,7 +80,7 @@ def _ours(imports: list[str], build: str, path: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _torchvision_snippet(name: str, image_size: int, path: str) -> str:
+def _torchvision_snippet(name: str, image_size: int, path: str, channels: int) -> str:
     size = f"image_size={image_size}" if name.startswith("vit_") else ""
     size = f"input_size=({image_size}, {image_size})" if name == "maxvit_t" else size
     size = "aux_logits=False, init_weights=True" if name in ("googlenet", "inception_v3") else size
@@ -85,6 +89,9 @@ def _torchvision_snippet(name: str, image_size: int, path: str) -> str:
     if has_small_stem(name, image_size):
         imports.append("from fastssl.nn.backbones import small_stem  # 3x3 stride 1, no max-pool")
         build = f"small_stem({build})"
+    if channels != 3:
+        imports.append("from fastssl.nn.backbones import with_channels")
+        build = f"with_channels({build}, {channels})"
     load = (
         f'missing, extra = model.load_state_dict(load_file("{path}"), strict=False)'
         "  # missing: the head alone; extra: nothing"

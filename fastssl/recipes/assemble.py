@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,20 +23,18 @@ from fastssl.engine.plan import check, plan_lines, rehearse, resolved, total_ste
 from fastssl.engine.ranks import LeaderFailed, Ranks, joined
 from fastssl.engine.readout import run_readouts
 from fastssl.engine.run_folder import RunFolder, check_out, open_run
-from fastssl.engine.seeding import seed_everything
 from fastssl.engine.signals import EXIT_CODES, Stopped, StopSignals
 from fastssl.engine.trackers import check_trackers
 from fastssl.kernels import native
-from fastssl.methods import METHODS
-from fastssl.nn.backbones import build_backbone
 from fastssl.recipes.assess import append_record, make_record, recorded_by
 from fastssl.recipes.catalogue import default_run, short_name
-from fastssl.recipes.encoders import snippet_of
+from fastssl.recipes.encoders import build_method, hears, snippet_of
 from fastssl.recipes.readouts import FeaturesFn, Readout, make_readout, pixels, usual_kind
 from fastssl.recipes.run import Run
 
 LIVE = {"train_limit": 2000, "test_limit": 500}
 FINAL = {"train_limit": 6000, "test_limit": 2000}
+RENDERED = {"train_limit": 2000, "test_limit": 1000}  # Tones are made, not read: fewer of them
 MOST_SKIPPED = 20  # files named at the end of a run
 GLANCE_S = 0.7  # what a dry run spends on the names in a folder; half as long on their headers
 BY = "fastssl.train"
@@ -200,6 +196,7 @@ def open_data(
         image_size=config.image_size,
         seed=config.seed,
         augment=config.augment,
+        factor=config.factor,
         workers=config.workers,
         device=device,
         cache_dir=cache_dir,
@@ -213,19 +210,13 @@ def with_readout(parts: Parts, console: Console) -> Parts:
     kind = usual_kind(parts.source)
     if kind is None:
         return parts
-    final = make_readout(parts.source, kind, **FINAL)
+    final = make_readout(
+        parts.source, kind, **(RENDERED if parts.source.kind == "tones" else FINAL)
+    )
     if not len(final.train.target) or not len(final.test.target):
         console.warn("too few labelled images can be used: the run is not scored")
         return parts
     return replace(parts, final=final)
-
-
-def build_method(run: Run) -> nn.Module:
-    """The method on a fresh encoder; the weights depend on the seed alone."""
-    seed_everything(run.train.seed)
-    module, _, name = METHODS[run.train.method][1].partition(":")
-    method_class: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
-    return method_class(build_backbone(run.train.backbone, run.train.image_size), run.method)
 
 
 def backends(parts: Parts) -> dict[str, str]:
@@ -276,7 +267,7 @@ def report(
 ) -> None:
     """Score, export, and tell how good it is, where it lies and what to type next."""
     metrics = score(parts, stop)
-    told = _scores(parts.final, metrics, untrained, stop)
+    told = _scores(parts, metrics, untrained, stop)
     try:
         _keep(parts, folder, steps, metrics)
     except OSError as error:
@@ -307,32 +298,42 @@ def _keep(parts: Parts, folder: RunFolder, steps: int, metrics: dict[str, float]
         steps=steps,
         backbone=config.backbone,
         image_size=config.image_size,
-        snippet=snippet_of(parts.run),
+        snippet=snippet_of(parts.run, parts.method.backbone),  # type: ignore[arg-type]
+        sound=hears(config),
         scores=scores,
     )
     export_backbone(folder, parts.method.backbone, card=card)  # type: ignore[arg-type]
 
 
 def _scores(
-    final: Readout | None,
+    parts: Parts,
     metrics: dict[str, float],
     untrained: dict[str, float],
     stop: StopSignals,
 ) -> list[str]:
+    final = parts.final
     if final is None:
         return ["score      none: the data has no labels (one folder per class would give them)"]
-    name = final.score_name
-    counts = f"{len(final.train.target)} train, {len(final.test.target)} test images"
+    name, sound = final.score_name, hears(parts.run.train)
+    things = "sounds" if sound else "images"
+    counts = f"{len(final.train.target)} train, {len(final.test.target)} test {things}"
     better = "lower is better" if final.kind == "ridge" else "higher is better"
     yardsticks = {
         "mean predictor" if final.kind == "ridge" else "commonest class": final.ignorance(),
-        "raw pixels": final.score(pausing(pixels, stop)),
+        "raw log-mel" if sound else "raw pixels": final.score(pausing(pixels, stop)),
         "untrained encoder": untrained[name],
     }
-    rows = [f"score      {name} {metrics[name]:.4f}  ({final.kind} on {counts}; {better})"]
+    rows = [f"score      {name} {metrics[name]:.4f}  ({_asked(parts)} on {counts}; {better})"]
     rows += [f"           {value:.4f}  {label}" for label, value in yardsticks.items()]
     per_target = [f"{key[4:]} {metrics[key]:.4f}" for key in metrics if key.startswith("mse/")]
     return rows + ([f"           per target: {', '.join(per_target)}"] if per_target else [])
+
+
+def _asked(parts: Parts) -> str:
+    """The readout, and which label of tones it reads."""
+    assert parts.final is not None
+    factor = getattr(parts.source, "factor", None)
+    return f"{parts.final.kind} of {factor}" if factor else parts.final.kind
 
 
 def _tell_skipped(skipped: list[dict[str, str]], console: Console) -> None:

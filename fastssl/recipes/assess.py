@@ -14,14 +14,14 @@ from fastssl.data.sources import open_source
 from fastssl.engine.device import resolve_device
 from fastssl.evaluation.features import encoder
 from fastssl.nn.backbones import stem_name
-from fastssl.recipes.catalogue import data_kind
-from fastssl.recipes.encoders import Conditioned, by_default, load_encoder
+from fastssl.recipes.catalogue import EMBEDDED, data_kind
+from fastssl.recipes.encoders import Conditioned, by_default, hears, load_encoder
 from fastssl.recipes.readouts import Readout, make_readout
 from fastssl.recipes.run import Run, read_run
 from fastssl.recipes.studies import STUDIES, Study, make_study
 
 RECORDS = "evaluation/scores.jsonl"  # inside the run folder
-SPIROGRAPH_IMAGES = {"train": 6000, "test": 2000}
+EMBEDDED_IMAGES = {"train": 6000, "test": 2000}
 
 
 def evaluate(
@@ -33,12 +33,14 @@ def evaluate(
     test_images: int | None,
     device: str,
     workers: int,
+    factor: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Score the encoder of the run in ``folder``; ``append_record`` keeps what it returns.
 
-    kind: one of READOUTS or STUDIES; options: its own, as k and temperature of kNN. Raises
-    ValueError for a folder that is no run, a damaged export, or labels that do not fit.
+    kind: one of READOUTS or STUDIES; options: its own, as k and temperature of kNN; factor: the
+    label of tones, None for the run's. Raises ValueError for a folder that is no run, a damaged
+    export, or labels that do not fit.
     """
     counts = {"train-images": train_images, "test-images": test_images, "k": options.get("k")}
     for flag, count in counts.items():
@@ -48,29 +50,46 @@ def evaluate(
     net = load_encoder(folder, run)
     data = data or run.train.data
     where = resolve_device(device)
-    alike = data_kind(data) == data_kind(run.train.data)
+    sounds = _fitting(data, run, folder)
+    alike = sounds or data_kind(data) == data_kind(run.train.data)
     source = open_source(
         data,
         image_size=run.train.image_size,
         seed=run.train.seed,
         augment=run.train.augment if alike else None,  # the same normalisation
+        factor=factor or run.train.factor,
         workers=workers,
         device=where,
     )
-    if source.kind == "spirograph":
-        train_images = train_images or SPIROGRAPH_IMAGES["train"]
-        test_images = test_images or SPIROGRAPH_IMAGES["test"]
+    if source.kind in EMBEDDED:
+        train_images = train_images or EMBEDDED_IMAGES["train"]
+        test_images = test_images or EMBEDDED_IMAGES["test"]
     make = make_study if kind in STUDIES else make_readout
     readout = make(source, kind, train_limit=train_images, test_limit=test_images, **options)
     with torch.no_grad():
         told = kind == "invariance"
         encode: Any = Conditioned(net, where) if told else encoder(by_default(net), where)
         metrics = dict(readout(encode))
-    return make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate")
+    return make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate", factor=factor)
+
+
+def _fitting(data: str, run: Run, folder: Path) -> bool:
+    """Whether the data are sounds; ValueError where the run's encoder takes the other kind."""
+    sounds = data_kind(data) in ("tones", "sounds")
+    if sounds != hears(run.train):
+        takes, given = ("images", "sounds") if sounds else ("sounds", "images")
+        raise ValueError(f"--data {data}: the encoder of {folder} takes {takes}, not {given}")
+    return sounds
 
 
 def make_record(
-    readout: Readout | Study, metrics: dict[str, float], *, run: Run, data: str, by: str
+    readout: Readout | Study,
+    metrics: dict[str, float],
+    *,
+    run: Run,
+    data: str,
+    by: str,
+    factor: str | None = None,
 ) -> dict[str, Any]:
     """One line of ``RECORDS``: when, by which command, what, the numbers, how they were taken."""
     train = run.train
@@ -83,6 +102,8 @@ def make_record(
         "test_split": split_name(data),
         "precision": "fp32",
     }
+    if data == "tones":
+        protocol["label"] = factor or train.factor
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "by": by,
@@ -95,16 +116,18 @@ def make_record(
 
 def crop_name(data: str, image_size: int) -> str:
     """What part of an image evaluation sees."""
-    if data == "spirograph":
+    if data in EMBEDDED:
         return "none (drawn at this size)"
+    if data_kind(data) == "sounds":
+        return "central second"
     return "central square of the shorter side" + ("" if image_size < 96 else " * 224/256")
 
 
 def split_name(data: str) -> str:
     """Where the test images come from."""
-    if data == "spirograph":
+    if data in EMBEDDED:
         return "objects of their own"
-    return "DATA/val or DATA/test; without them a fifth of the images, seen by pre-training"
+    return "DATA/val or DATA/test; without them a fifth of the files, seen by pre-training"
 
 
 def recorded_by(folder: Path, by: str) -> bool:

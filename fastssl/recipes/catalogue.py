@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from fastssl.recipes import folder, simclr, spirograph
+from fastssl.data.sounds import holds_sounds
+from fastssl.recipes import folder, simclr, spirograph, tones
 from fastssl.recipes.run import Run, method_config
 
+EMBEDDED = ("spirograph", "tones")
 RECIPES: dict[tuple[str, str], Callable[[], Run]] = {
     ("simclr", "spirograph"): simclr.spirograph,
     ("simclr", "folder"): simclr.folder,
@@ -40,18 +42,28 @@ RECIPES: dict[tuple[str, str], Callable[[], Run]] = {
     ("cissl", "folder"): folder.cissl,
     ("dissl", "folder"): folder.dissl,
     ("stochastic", "folder"): folder.stochastic,
+    ("simclr", "tones"): tones.simclr,
+    ("simsiam", "tones"): tones.simsiam,
+    ("amortised", "tones"): tones.amortised,
+    ("mtslvr", "tones"): tones.mtslvr,
+    ("mtslvr", "sounds"): tones.mtslvr_folder,
+    ("simclr", "sounds"): tones.simclr_folder,
+    ("simsiam", "sounds"): tones.simsiam_folder,
+    ("amortised", "sounds"): tones.amortised_folder,
 }
 
 
 def data_kind(data: str) -> str:
-    """ "spirograph", or "folder" for anything that must be a path."""
-    return data if any(data == kind for _, kind in RECIPES) and data != "folder" else "folder"
+    """ "spirograph" or "tones"; for a path "sounds" where it is a folder of them, else "folder"."""
+    if data in EMBEDDED:
+        return data
+    return "sounds" if holds_sounds(data) else "folder"
 
 
 def short_name(data: str) -> str:
     """What ``data`` is called in the name of a run folder: "spirograph", the name of a
     torchvision set, or that of the folder or file."""
-    if data_kind(data) != "folder":
+    if data in EMBEDDED:
         return data
     if data.startswith("torchvision:"):
         return data.split(":")[1].lower() or "torchvision"
@@ -66,6 +78,15 @@ def default_run(method: str, data: str) -> Run:
     method_config(method)
     kind = data_kind(data)
     if (method, kind) not in RECIPES:
-        raise ValueError(f"--method {method}: needs classes, which {kind} does not have")
+        raise ValueError(_no_recipe(method, kind))
     run = RECIPES[method, kind]()
     return dataclasses.replace(run, train=dataclasses.replace(run.train, data=data))
+
+
+def _no_recipe(method: str, kind: str) -> str:
+    if method == "mtslvr":
+        return "--method mtslvr: expected sounds (--data tones, or a folder of them)"
+    if kind not in ("tones", "sounds"):
+        return f"--method {method}: needs classes, which {kind} does not have"
+    known = ", ".join(name for name, of in RECIPES if of == kind)
+    return f"--method {method}: expected one of {known} for sounds"

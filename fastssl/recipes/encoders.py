@@ -1,19 +1,25 @@
-"""The encoder of a run as it is exported, and how it is loaded without the run's method."""
+"""A run's method and encoder, built anew; the encoder as it is exported, loaded and described."""
 
 # shapes: N batch, S side, K bits, F features
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from fastssl.augment.audio_policies import AUDIO_POLICIES
+from fastssl.engine.config import TrainConfig
 from fastssl.engine.export import read_weights
-from fastssl.methods.amortised import condition
+from fastssl.engine.seeding import seed_everything
+from fastssl.methods import METHODS
 from fastssl.nn.backbones import build_backbone
-from fastssl.nn.expand import expand
 from fastssl.nn.snippet import conditioned_snippet, expanded_snippet, loading_snippet
-from fastssl.recipes.run import Run
+from fastssl.recipes.run import Run, read_run
+
+SOUND_CHANNELS, IMAGE_CHANNELS = 1, 3  # of a log-mel, of an image
 
 
 class Under(nn.Module):
@@ -31,13 +37,34 @@ class Under(nn.Module):
         return self.net(x_NCSS, self.bits_K)
 
 
+def hears(train: TrainConfig) -> bool:
+    """Whether the run is one on sounds; the policy tells, also where the data have moved."""
+    return train.augment in AUDIO_POLICIES
+
+
+def channels_of(train: TrainConfig) -> int:
+    """Channels of what the encoder is given."""
+    return SOUND_CHANNELS if hears(train) else IMAGE_CHANNELS
+
+
+def build_method(run: Run) -> nn.Module:
+    """The method on a fresh encoder; the weights depend on the seed alone."""
+    seed_everything(run.train.seed)
+    module, _, name = METHODS[run.train.method][1].partition(":")
+    method_class: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
+    return method_class(_plain(run.train), run.method)
+
+
+def encoder_of(folder: str | Path) -> nn.Module:
+    """The untrained encoder of the run in ``folder``: what its export's tensors fit."""
+    return build_encoder(read_run(Path(folder)))
+
+
 def build_encoder(run: Run) -> nn.Module:
     """Untrained, with the keys of the run's export: conditioned, widened or plain."""
-    backbone = build_backbone(run.train.backbone, run.train.image_size)
-    if run.train.method == "amortised":
-        return condition(backbone, run.method)
-    dim = getattr(run.method, "dim", None)
-    return expand(backbone, dim) if dim else backbone
+    backbone = build_method(run).backbone
+    assert isinstance(backbone, nn.Module)
+    return backbone
 
 
 def load_encoder(folder: Path, run: Run) -> nn.Module:
@@ -82,10 +109,10 @@ class Conditioned:
         return self._net(x_NCSS.to(self._device), bits_K.to(self._device)).cpu()
 
 
-def snippet_of(run: Run) -> str:
-    """The lines of the card that load the export."""
+def snippet_of(run: Run, backbone: nn.Module) -> str:
+    """The lines of the card that load the export, by the library's own names where they fit."""
     train, method = run.train, run.method
-    if train.method == "amortised":
+    if train.method == "amortised" and not hears(train):
         return conditioned_snippet(
             train.backbone,
             train.image_size,
@@ -96,4 +123,17 @@ def snippet_of(run: Run) -> str:
         )
     if getattr(method, "dim", None):
         return expanded_snippet(train.backbone, train.image_size, method.dim)
-    return loading_snippet(train.backbone, train.image_size)
+    plain = {name: t.shape for name, t in _plain(train).state_dict().items()}
+    if plain == {name: t.shape for name, t in backbone.state_dict().items()}:
+        return loading_snippet(train.backbone, train.image_size, channels=channels_of(train))
+    lines = (
+        "from fastssl.recipes.encoders import encoder_of",
+        "from safetensors.torch import load_file",
+        'model = encoder_of(".")  # in the run folder, from its config.yaml',
+        'model.load_state_dict(load_file("export/backbone.safetensors"))',
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _plain(train: TrainConfig) -> nn.Module:
+    return build_backbone(train.backbone, train.image_size, channels=channels_of(train))

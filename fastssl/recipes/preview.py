@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from fastssl.data.batch import Shown
 from fastssl.engine.plan import check
 from fastssl.recipes.assemble import open_data
 from fastssl.recipes.catalogue import short_name
+from fastssl.recipes.encoders import hears
 from fastssl.recipes.run import Run
 
 GAP = 4  # pixels between the cells
@@ -29,11 +31,24 @@ def write_preview(run: Run, folder: Path) -> str:
     """
     check(run.train)
     source = open_data(run, device=torch.device("cpu"), cache_dir=None)
-    shown = source.shown(run.train.preview, seed=run.train.seed)
     path = folder / f"preview-{short_name(run.train.data)}-{run.train.augment}.png"
+    if hears(run.train):
+        return _write_sounds(source, run, path)
+    shown = source.shown(run.train.preview, seed=run.train.seed)
     write_sheet(shown, path)
     count, views = len(shown.images), len(shown.views)
     return f"preview: {count} images, {views} views of each ({run.train.augment}), in {path}"
+
+
+def _write_sounds(source: Any, run: Run, path: Path) -> str:
+    """Log-mels of clips and of their views, titled by the operators that ran."""
+    from fastssl.data.audio_sheet import draw_sheet
+
+    seed = run.train.seed
+    clip_NT, names = source.heard(run.train.preview, seed=seed)
+    draw_sheet(clip_NT, source.views, path, seed=seed, names=names)
+    views = source.num_views
+    return f"preview: {len(names)} sounds, {views} views of each ({run.train.augment}), in {path}"
 
 
 def write_sheet(shown: Shown, path: Path) -> None:

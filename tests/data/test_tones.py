@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from fastssl.augment.audio_policies import AUDIO_POLICIES
+from fastssl.augment.waveform_table import OPERATORS
 from fastssl.data import tones
 from fastssl.data.sources import open_source
 from fastssl.data.tones import FACTORS
@@ -114,5 +116,37 @@ def test_labels_of_every_factor():
         assert labelled.names == classes and labelled.target.shape == (10,)
     first, again = (torch.cat(list(source.labelled("test", 10).images(4))) for _ in range(2))
     assert first.shape == (10, 1, 128, 32) and torch.equal(first, again)
-    with pytest.raises(ValueError, match="factor of timbre, .*received 'test' and 'loudness'"):
+    with pytest.raises(ValueError, match="--factor: expected one of timbre, .*received 'loudness'"):
         source.labelled("test", factor="loudness")
+
+
+def test_views_are_finite_where_silence_meets_the_vocoder():
+    """Sample 1 of step 9: a faded, masked clip whose spectrum underflows, then stretched."""
+    batches = open_source("tones").batches(
+        batch_size=16, seed=0, start_step=9, device=torch.device("cpu")
+    )
+    batch = next(batches)
+    batches.close()
+    assert all(view.isfinite().all() for view in batch.views)
+
+
+def test_amortised_views_follow_the_bits_of_their_step():
+    """No operator of a group whose bit is 0 runs, and steps differ in their bits."""
+    source = open_source("tones", augment="amortised-audio")
+    policy, seen = AUDIO_POLICIES["amortised-audio"], set()
+    for step in range(3):
+        table = source.batch(np.arange(4), seed=0, epoch=0, step=step).table
+        bits = tuple(int(bit) for bit in table.bits_K)
+        assert policy.corners[int(table.corner)] == bits
+        seen.add(bits)
+        for bit, group in zip(bits, policy.groups, strict=True):
+            ran = table.labels_VNO[..., [OPERATORS.index(name) for name in group]]
+            assert bit or not ran.any()
+    assert len(seen) > 1
+
+
+def test_a_policy_of_images_is_refused():
+    with pytest.raises(
+        ValueError, match="--augment: expected one of mtslvr, .*did you mean 'clar'"
+    ):
+        open_source("tones", augment="clar2")

@@ -51,7 +51,7 @@ def test_the_card_and_the_command_load_what_was_exported(case, tmp_path, monkeyp
         loaded = by_default(load_encoder(tmp_path, run)).eval()
         assert torch.equal(loaded(x), expected)
         monkeypatch.chdir(tmp_path)
-        model = run_lines(snippet_of(run)).eval()
+        model = run_lines(snippet_of(run, build_encoder(run))).eval()
         bits = getattr(model, "num_bits", 0)
         assert torch.equal(model(x, torch.ones(bits)) if bits else model(x), expected)
 

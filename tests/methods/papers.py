@@ -328,6 +328,10 @@ SMALL = {
     "amortised": {"projector_dims": (32, 16)},
     "cissl": {"projector_dims": (32, 16)},
     "dissl": {"num_outputs": 12, "teacher_hidden_dims": (32,), "bottleneck_dim": 16},
+    "mtslvr": {
+        **{"num_operators": 6, "output_dim": 32, "projector_dims": (32, 16)},
+        **{"operator_hidden_dims": (16,), "temperature": 0.5},
+    },
     "stochastic": {"latent": "gaussian", "latent_dim": 16, "projector_dims": (32, 16)},
 }
 """Settings that make a method small enough for loops; what is not here keeps its default."""
@@ -372,6 +376,7 @@ LOWEST = {
     "supcon": lowest_supcon,
     "dissl": lowest_dissl,
     "simclr": lowest_simclr,
+    "mtslvr": lowest_simclr,
     "simsiam": lambda method, n: -1.0,
 }
 """A lower bound of the loss on N samples; 0 for methods that are not here."""

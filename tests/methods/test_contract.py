@@ -12,18 +12,22 @@ from torch import nn
 
 from fastssl.methods import METHODS
 from fastssl.nn.convnet import ConvNet
+from tests.methods.paper_of_sounds import mtslvr
 from tests.methods.papers import (
     ASYMMETRIC,
     LEARNED,
     LOWEST,
     OWN_FEATURES,
-    PAPERS,
     RANDOM,
     SMALL,
     UNUSED,
     told,
 )
+from tests.methods.papers import (
+    PAPERS as IMAGES,
+)
 
+PAPERS = IMAGES | {"mtslvr": mtslvr}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -1,0 +1,61 @@
+"""Runs on sounds by name: Tones, their preview, and what does not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastssl.evaluate import main as evaluate
+from fastssl.recipes import assemble
+from fastssl.recipes.encoders import encoder_of
+from fastssl.train import main as train
+
+FEW = {"train_limit": 40, "test_limit": 20}
+
+
+@pytest.fixture
+def few(monkeypatch, tmp_path):
+    """Readouts on few clips, from an empty current folder."""
+    for name in ("RENDERED", "LIVE", "FINAL"):
+        monkeypatch.setattr(assemble, name, FEW)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(method, *flags):
+    short = ("--max-steps", "2", "--batch-size", "4", "--device", "cpu", "--out", f"{method}-run")
+    return train(["--method", method, "--data", "tones", *short, *flags])
+
+
+@pytest.mark.parametrize("method", ["simclr", "mtslvr", "amortised"])
+def test_a_run_on_tones_ends_in_a_score_and_an_encoder_that_loads(method, few, capsys):
+    assert run(method) == 0
+    said = capsys.readouterr().out
+    assert "knn of timbre on 40 train, 20 test sounds" in said and "raw log-mel" in said
+    folder = few / f"{method}-run"
+    card = (folder / "export" / "README.md").read_text()
+    assert "log-mel (N, 1, 128, F)" in card
+    names: dict = {}
+    code = card.split("```python\n")[1].split("```")[0]
+    if method != "simclr":
+        assert "encoder_of" in code
+        names["model"] = encoder_of(folder)
+        names["model"].load_state_dict(load_file(folder / "export" / "backbone.safetensors"))
+    else:
+        exec(code.replace("export/", f"{folder}/export/"), names)  # noqa: S102  (the card's own lines)
+    assert names["model"].eval()(torch.zeros(2, 1, 128, 32)).shape == (2, 128)
+    flags = ["--train-images", "40", "--test-images", "20", "--factor", "pitch_class"]
+    assert evaluate(["knn", "--run", str(folder), *flags, "--device", "cpu"]) == 0
+    assert "label: pitch_class" in capsys.readouterr().out
+
+
+def test_the_preview_shows_sounds(few, capsys):
+    assert train(["--data", "tones", "--preview", "2", "--augment", "clar"]) == 0
+    assert "2 sounds, 2 views of each (clar)" in capsys.readouterr().out
+    assert (few / "preview-tones-clar.png").stat().st_size > 1000
+
+
+def test_a_method_without_a_recipe_for_sounds_is_refused(few, capsys):
+    assert train(["--method", "dino", "--data", "tones"]) == 2
+    assert "expected one of simclr, simsiam, amortised, mtslvr" in capsys.readouterr().err
