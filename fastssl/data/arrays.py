@@ -22,7 +22,7 @@ from fastssl.augment.policy import Policy
 from fastssl.augment.presets import simclr
 from fastssl.data import rendering
 from fastssl.data.batch import Batch, Labelled, Shown, check_batch_size, part, with_classes
-from fastssl.data.folder_labels import Split, labelled_indices
+from fastssl.data.folder_labels import Split, check_labels, labelled_indices
 from fastssl.data.prefetch import Prefetcher
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
@@ -221,6 +221,7 @@ def read_arrays(path: str) -> dict[str, Any]:
         if path.endswith(".npz"):
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 _check_keys(file.files)
+                _check_room(sum(info.file_size for info in file.zip.infolist()))
                 return {key: file[key] for key in KEYS if key in file.files}
         from safetensors import safe_open
 
@@ -259,6 +260,10 @@ def as_images(images: Any, what: str) -> Tensor:
 def _labels(labels: Any, count: int, what: str) -> np.ndarray:
     if labels is None:
         return np.full(count, -1, dtype=np.int64)
+    dtype = str(getattr(labels, "dtype", "")).removeprefix("torch.")
+    if isinstance(labels, Tensor):
+        labels = labels.detach().cpu()
+        labels = labels.double() if labels.is_floating_point() else labels  # numpy lacks bfloat16
     label_M = np.asarray(labels)
     if label_M.ndim == 2 and label_M.shape[1] == 1:
         label_M = label_M[:, 0]
@@ -266,8 +271,9 @@ def _labels(labels: Any, count: int, what: str) -> np.ndarray:
     if label_M.shape != (count,) or not integers or (count and label_M.min() < -1):
         raise ValueError(
             f"{what}: expected {count} integers of at least -1 (no class), received shape "
-            f"{label_M.shape}, dtype {label_M.dtype}"
+            f"{label_M.shape}, dtype {dtype or label_M.dtype}"
         )
+    check_labels(label_M, what)
     return label_M.astype(np.int64)
 
 
@@ -288,6 +294,26 @@ def _check_keys(keys: list[str]) -> None:
         raise ValueError(
             f"expected the keys {', '.join(KEYS)}, of which images is needed; received "
             f"{', '.join(sorted(keys)) or 'none'}"
+        )
+
+
+def _free_memory() -> int:
+    """Bytes that Linux can give without swapping; elsewhere all of the memory."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            facts = dict(line.split(":", 1) for line in file)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_room(size: int) -> None:
+    """ValueError where arrays of ``size`` bytes do not fit in memory: a few kB can announce TB."""
+    free = _free_memory()
+    if size > free:
+        raise ValueError(
+            f"expected arrays that fit in {free:,} bytes of free memory, received {size:,} bytes"
+            " (.npy files are mapped, not read)"
         )
 
 

@@ -4,7 +4,8 @@ Channels are averaged. The rate is changed by a windowed sinc of 16 zero crossin
 the lower Nyquist frequency. A file that holds fewer samples than its header says is bad.
 """
 
-# shapes: L samples of a file, C channels, W weights, U samples that a block makes
+# shapes: L samples of a file, C channels, W weights, U samples that a block makes, P phases + 1,
+# N samples of a chunk
 from __future__ import annotations
 
 import io
@@ -18,12 +19,19 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from fastssl.data.audio_chunks import check_whole
 from fastssl.data.headers import BadFile
 from fastssl.data.store import read_file
 
 _DALI_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG")
 _CROSSINGS = 16  # of the sinc on each side
 _LONGEST_S = 3600.0  # a longer file is refused rather than held in memory
+_MOST_SAMPLES = 3600 * 48_000 * 2  # of all channels: an hour of stereo at 48 kHz
+_RATES = (4_000, 384_000)  # Hz
+_MOST_WEIGHTS = 1 << 20  # of one pair of rates; where more are needed they are interpolated
+_PHASES = 512  # between two samples; linear between them: 5e-6 of full scale
+_CHUNK = 1 << 21  # weights at a time
+_BLOCK = 1 << 18  # frames decoded at a time
 
 
 @dataclass(frozen=True)
@@ -53,29 +61,44 @@ def check_audio(path: str) -> AudioHeader:
         raise BadFile(f"not a sound file: {_one_line(error)}") from None
     if info.frames < 1 or info.samplerate < 1 or info.channels < 1:
         raise BadFile(f"the header says {info.frames} samples at {info.samplerate} Hz")
+    if not _RATES[0] <= info.samplerate <= _RATES[1]:
+        raise BadFile(f"{info.samplerate} Hz is not within {_RATES[0]} to {_RATES[1]} Hz")
     if info.frames > _LONGEST_S * info.samplerate:
         raise BadFile(f"longer than {_LONGEST_S:g} s")
+    if info.frames * info.channels > _MOST_SAMPLES:
+        raise BadFile(
+            f"{info.frames} x {info.channels} channels are over the limit of {_MOST_SAMPLES} "
+            "samples"
+        )
+    check_whole(content)
     plain = info.format in _DALI_FORMATS and info.subtype != "OPUS"
     return AudioHeader(info.frames, info.samplerate, info.channels, plain)
 
 
 def decode_audio(path: str, header: AudioHeader, *, rate: int) -> Tensor:
     """(L,) float32 mono samples at ``rate``; else BadFile."""
+    try:
+        mono_L, found = _mono(read_file(path), header.frames)
+        if found != header.rate or len(mono_L) < header.frames:
+            raise BadFile(
+                f"decodes to {len(mono_L)} samples at {found} Hz, but its header says "
+                f"{header.frames} at {header.rate} Hz"
+            )
+        return finite(resample(mono_L, header.rate, rate))
+    except MemoryError:
+        raise BadFile("needs more memory than is left") from None
+    except RuntimeError as error:  # of libsndfile, or of torch without memory
+        raise BadFile(f"cannot be decoded: {_one_line(error)}") from None
+
+
+def _mono(content: bytes, frames: int) -> tuple[Tensor, int]:
+    """(L,) the mean of the channels, at most ``frames`` samples; and the rate."""
     import soundfile
 
-    try:
-        sample_LC, found = soundfile.read(
-            io.BytesIO(read_file(path)), dtype="float32", always_2d=True
-        )
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise BadFile(f"cannot be decoded: {_one_line(error)}") from None
-    if found != header.rate or len(sample_LC) < header.frames:
-        raise BadFile(
-            f"decodes to {len(sample_LC)} samples at {found} Hz, but its header says "
-            f"{header.frames} at {header.rate} Hz"
-        )
-    mono_L = torch.from_numpy(sample_LC.mean(axis=1))
-    return finite(resample(mono_L, header.rate, rate))
+    with soundfile.SoundFile(io.BytesIO(content)) as file:
+        blocks = file.blocks(_BLOCK, frames=frames, dtype="float32", always_2d=True)
+        means = [block_LC.mean(axis=1) for block_LC in blocks]
+        return torch.from_numpy(np.concatenate([*means, np.empty(0, np.float32)])), file.samplerate
 
 
 def finite(sample_L: Tensor) -> Tensor:
@@ -91,6 +114,8 @@ def resample(sample_L: Tensor, from_rate: int, to_rate: int) -> Tensor:
         return sample_L
     shared = math.gcd(from_rate, to_rate)
     down, up = from_rate // shared, to_rate // shared
+    if (down + 2 * _edge(down / up)) * up > _MOST_WEIGHTS:
+        return _by_phase(sample_L, down, up)
     weight_WU, edge = _weights(down, up)
     length = -(-len(sample_L) * up // down)
     blocks = -(-length // up)
@@ -99,17 +124,50 @@ def resample(sample_L: Tensor, from_rate: int, to_rate: int) -> Tensor:
     return (window_BW @ weight_WU.to(sample_L)).flatten()[:length]
 
 
-@lru_cache(maxsize=32)
+def _by_phase(sample_L: Tensor, down: int, up: int) -> Tensor:
+    """The same for rates with a small common divisor: the weights between two tabled phases."""
+    table_PW, edge = _phases(down / up)
+    width = table_PW.shape[1]
+    window_LW = nnf.pad(sample_L, (edge, edge + 1)).unfold(0, width, 1)
+    done = []
+    for place_N in torch.arange(-(-len(sample_L) * up // down)).split(max(1, _CHUNK // width)):
+        phase_N = (place_N * down % up).double() * (_PHASES / up)
+        part_N1 = phase_N.frac().to(sample_L)[:, None]
+        low_N = phase_N.long()
+        weight_NW = torch.lerp(table_PW[low_N], table_PW[low_N + 1], part_N1)
+        done.append((weight_NW * window_LW[place_N * down // up]).sum(1))
+    return torch.cat(done)
+
+
+@lru_cache(maxsize=8)
+def _phases(ratio: float) -> tuple[Tensor, int]:
+    """The weights of a sample that lies between two others, and how far they reach back."""
+    edge = _edge(ratio)
+    phase_P1 = np.linspace(0, 1, _PHASES + 1)[:, None]
+    weight_PW = _sinc(np.arange(2 * edge + 2) - edge - phase_P1, min(1.0, 1 / ratio))
+    weight_PW /= weight_PW.sum(axis=1, keepdims=True)
+    return torch.from_numpy(weight_PW.astype(np.float32)), edge
+
+
+@lru_cache(maxsize=16)
 def _weights(down: int, up: int) -> tuple[Tensor, int]:
     """The weights of one block of ``up`` samples, and how far they reach back."""
-    cutoff = min(1.0, up / down)
-    edge = math.ceil(_CROSSINGS / cutoff)
+    edge = _edge(down / up)
     centre_U = np.arange(up) * down / up
     away_WU = np.arange(down + 2 * edge + 1)[:, None] - edge - centre_U
-    inside_WU = np.clip(away_WU * cutoff / _CROSSINGS, -1, 1)
-    weight_WU = np.sinc(away_WU * cutoff) * np.cos(math.pi / 2 * inside_WU) ** 2
+    weight_WU = _sinc(away_WU, min(1.0, up / down))
     weight_WU /= weight_WU.sum(axis=0)
     return torch.from_numpy(weight_WU.astype(np.float32)), edge
+
+
+def _edge(ratio: float) -> int:
+    return math.ceil(_CROSSINGS * max(1.0, ratio))
+
+
+def _sinc(away: np.ndarray, cutoff: float) -> np.ndarray:
+    """The windowed sinc at distances in samples; not yet of sum one."""
+    inside = np.clip(away * cutoff / _CROSSINGS, -1, 1)
+    return np.sinc(away * cutoff) * np.cos(math.pi / 2 * inside) ** 2
 
 
 class DaliAudio:
@@ -125,7 +183,7 @@ class DaliAudio:
         """(L,) float32 mono samples of each. An error ends a pipeline: then one file at a time."""
         try:
             return self._run(contents)
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             self._pipelines.pop(len(contents), None)
         if len(contents) == 1:
             return [None]

@@ -6,7 +6,7 @@ train/1.jpg, car/2.jpg, cat/3.jpg   classes (train is a vehicle); a keyed fifth 
 An image outside the class folders is trained on and has no class; one beside train/ is not used.
 """
 
-# shapes: N images
+# shapes: N images, M labels
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from fastssl.augment import keyed
 _TRAIN = ("train", "training")
 _TEST = ("val", "valid", "validation", "test", "testing")
 TEST_FRACTION = 0.2
+MOST_CLASSES = 1 << 20  # each label up to the largest is a class: 10**12 would never end
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,16 @@ class Split:
     test: np.ndarray  # (m,) int64, empty where the folder has no test split of its own
     label: np.ndarray  # (N,) int64
     classes: tuple[str, ...]
+
+
+def check_labels(label_M: np.ndarray, what: str) -> None:
+    """ValueError where a label (M,) cannot be the number of a class."""
+    most = int(label_M.max()) if len(label_M) else -1
+    if most >= MOST_CLASSES:
+        raise ValueError(
+            f"{what}: expected numbers of classes below {MOST_CLASSES}, received {most}; "
+            "np.unique(labels, return_inverse=True)[1] numbers them from 0"
+        )
 
 
 def find_split(paths: tuple[str, ...]) -> Split:

@@ -43,11 +43,7 @@ class Header:
 def check(path: str) -> Header:
     """The header of the image at ``path``; BadFile says why it cannot be used."""
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise BadFile("a directory with the name of an image")
-        if not stat.S_ISREG(mode):
-            raise BadFile("not a regular file")
+        check_regular(path, "an image")
         with open(path, "rb") as file:
             return inspect(file)
     except FileNotFoundError:
@@ -56,6 +52,15 @@ def check(path: str) -> Header:
         raise BadFile("no permission to read it") from None
     except OSError as error:
         raise BadFile(f"cannot be read: {error.strerror or error}") from None
+
+
+def check_regular(path: str, what: str = "a file") -> None:
+    """BadFile for a directory, and for a pipe or device, which might never end; or OSError."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise BadFile(f"a directory with the name of {what}")
+    if not stat.S_ISREG(mode):
+        raise BadFile("not a regular file")
 
 
 def inspect(file: BinaryIO) -> Header:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from fastssl.augment.policy import Policy
 from fastssl.data.arrays import ArraySource, array_source
 from fastssl.data.decode import rgb, to_bmp
 from fastssl.data.encoded import EncodedSource
-from fastssl.data.folder_labels import Split
+from fastssl.data.folder_labels import Split, check_labels
 from fastssl.data.headers import BadFile, Header
 from fastssl.data.scan import check_all
 from fastssl.data.store import Store
@@ -56,7 +57,7 @@ def open_named(
             train.data,
             _labels(train),
             **tests,
-            classes=getattr(train, "classes", None),
+            classes=_names(train),
             policy=policy,
             device=device,
             name=name.lower(),
@@ -67,7 +68,7 @@ def open_named(
         raise ValueError(f"--data {data}: none of its files can be used: {store.skipped[:5]}")
     return EncodedSource(
         store,
-        _split(label_M, part_M, getattr(train, "classes", None)),
+        _split(label_M, part_M, _names(train), data=data),
         name=name.lower(),
         kind="torchvision",
         policy=policy,
@@ -140,18 +141,29 @@ def _opened(data: str, name: str, root: str) -> tuple[Any, Any | None]:
             f"({' '.join(str(error).split())}). fastssl never downloads; torchvision does, with "
             f"download=True"
         ) from None
-    return train, _test_split(make, root, takes, options)
+    test, damage = _test_split(make, root, takes, options)
+    if damage:
+        logging.getLogger("fastssl").warning(
+            "--data %s: the test split of torchvision.datasets.%s cannot be used (%s); %s.",
+            data, title, damage,
+            "a fifth of the training images is held out from the scores instead"
+            if test is None else "its validation split stands in",
+        )  # fmt: skip
+    return train, test
 
 
-def _test_split(make: Any, root: str, takes: Any, options: dict) -> Any | None:
+def _test_split(make: Any, root: str, takes: Any, options: dict) -> tuple[Any | None, str]:
+    """The first split for testing that opens, and what is wrong with those before it."""
     choices: list[dict[str, Any]] = [{"train": False}] if "train" in takes else []
     choices += [{"split": split} for split in _TEST_SPLITS] if "split" in takes else []
+    damage = ""
     for choice in choices:
         try:
-            return make(root, **choice, **options)
-        except Exception:  # no such split, or its files are not there
-            continue
-    return None
+            return make(root, **choice, **options), damage
+        except Exception as error:  # each data set has its own
+            if "unknown value" not in str(error).lower():  # as torchvision says: no such split
+                damage = damage or " ".join(str(error).split()) or type(error).__name__
+    return None, damage
 
 
 def _usable(make: Any) -> bool:
@@ -165,13 +177,18 @@ def _usable(make: Any) -> bool:
 
 def _labels(part: Any) -> Any:
     """(M,) integers from whichever attribute has them; None without."""
-    for name in ("targets", "labels", "_labels"):
+    for name in ("targets", "labels", "_labels", "y"):  # y: Caltech
         values = getattr(part, name, None)
         if isinstance(values, list | np.ndarray | Tensor) and len(values) == len(part):
             label_M = np.asarray(values)
             if label_M.ndim == 1 and label_M.dtype.kind in "iu":
                 return label_M
     return None
+
+
+def _names(part: Any) -> Any:
+    """A name for each class, where the data set has them: Caltech calls them categories."""
+    return getattr(part, "classes", getattr(part, "categories", None))
 
 
 def _files(part: Any) -> list[tuple[str, int]] | None:
@@ -226,7 +243,8 @@ def _store(
     return store, kept[:, 0], kept[:, 1]
 
 
-def _split(label_M: np.ndarray, part_M: np.ndarray, names: Any) -> Split:
+def _split(label_M: np.ndarray, part_M: np.ndarray, names: Any, *, data: str) -> Split:
+    check_labels(label_M, f"--data {data}: labels")
     most = int(label_M.max(initial=-1))
     named = isinstance(names, list | tuple) and len(names) > most
     classes = tuple(str(names[i]) if named else str(i) for i in range(most + 1))

@@ -20,6 +20,8 @@ from fastssl.data.suffixes import IMAGES
 _JSON_KEYS = ("label", "cls", "class")
 _LABELS = (".cls", ".json")
 _MOST_LABEL_BYTES = 1 << 20
+# What tarfile raises at headers that make no sense
+_DAMAGE = (tarfile.TarError, ValueError, EOFError, RecursionError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def index_shard(path: str) -> Shard:
                     found.append((info.name, info.offset_data, info.size))
                 elif info.name.endswith(_LABELS) and info.size <= _MOST_LABEL_BYTES:
                     _label(tar, info, labels)
-    except tarfile.ReadError as error:
-        bad.append(("", _damage(path, str(error), len(found))))
+    except _DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        bad.append(("", _damage(path, reason, len(found))))
     except OSError as error:
         bad.append(("", f"the shard cannot be read: {error.strerror or error}"))
     members = []
@@ -102,6 +105,8 @@ def _member(values: list) -> Member:
     numbers = (offset, length, *header[:3])
     if not all(type(value) is int for value in numbers) or type(header[3]) is not bool:
         raise TypeError
+    if not isinstance(label, str | None):
+        raise TypeError
     return Member(str(name), offset, length, Header(*header), label)
 
 
@@ -124,7 +129,7 @@ def _from_object(text: str) -> str:
     """The class in a sample's JSON; "" where there is none."""
     try:
         facts: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     if not isinstance(facts, dict):
         return ""

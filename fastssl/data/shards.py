@@ -29,6 +29,8 @@ from fastssl.data.shard_index import Shard, as_json, from_json, identity, index_
 
 _CACHE_NAME = "shard-index.jsonl"
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_NUMBER = re.compile("[0-9]{1,18}")
+_LABEL = re.compile("-?[0-9]{1,18}")  # longer ones are names
 
 
 class ShardStore:
@@ -99,7 +101,7 @@ def expand(pattern: str) -> list[str]:
     if match is None:
         return [pattern]
     begin, dots, end = match[1].partition("..")
-    if dots and begin.isdigit() and end.isdigit():
+    if dots and _NUMBER.fullmatch(begin) and _NUMBER.fullmatch(end):
         choices = [f"{i:0{len(begin)}}" for i in range(int(begin), int(end) + 1)]
     else:
         choices = match[1].split(",")
@@ -145,8 +147,10 @@ def open_shards(
 def split_of(store: ShardStore) -> Split:
     """train/ and val/ as in a folder; the classes are those of the labels, numbers in order."""
     written = {label for label in store.labels if label is not None}
-    numeric = all(label.isdigit() for label in written)
-    classes = tuple(sorted(written, key=int if numeric else str)) if len(written) > 1 else ()
+    numeric = all(_LABEL.fullmatch(label) for label in written)
+    # by the text too: 1 and 01 are two classes, in the same order in every process
+    ordered = sorted(written, key=lambda label: (int(label) if numeric else 0, label))
+    classes = tuple(ordered) if len(ordered) > 1 else ()
     number = {name: position for position, name in enumerate(classes)}
     label_N = np.array([number.get(label, -1) for label in store.labels], dtype=np.int64)  # type: ignore[arg-type]
     return replace(find_split(tuple(store.paths)), label=label_N, classes=classes)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastssl.data.headers import BadFile, Header, inspect
+from fastssl.data.headers import BadFile, Header, check_regular, inspect
 
 
 class Store(Protocol):
@@ -67,10 +67,13 @@ def fetch(store: Store, index: int) -> Encoded:
 def read_file(path: str) -> bytes:
     """The bytes of ``path``; BadFile where they cannot be read any more."""
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
         raise BadFile(f"cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise BadFile("larger than the memory that is left") from None
 
 
 def num_files(store: Store) -> int:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 
 from fastssl.augment.policy import IMAGENET
 from fastssl.augment.presets import preset
+from fastssl.data import arrays
 from fastssl.data.arrays import array_source
 from fastssl.data.sources import open_source
 from tests.data.pictures import assert_resumes_and_shards, assert_same, take
@@ -104,6 +106,8 @@ def test_splits_and_classes(files):
         ((images(), LABELS[:-1]), r"labels: expected 40 integers .*received shape \(39,\)"),
         ((images(), LABELS / 2), "labels: .*received shape .*float64"),
         ((images(), LABELS - 2), "labels: expected 40 integers of at least -1"),
+        ((images(), LABELS * 2**34), r"labels: .*below 1048576, received 34359738368; np\.unique"),
+        ((images(), LABELS.astype("u8") << 62), "labels: .*received 9223372036854775808;"),
     ],
 )
 def test_what_does_not_fit_is_named(arguments, message):
@@ -131,7 +135,20 @@ def test_bad_files_are_refused_by_name_and_nothing_is_unpickled(files):
     refused("keys.npz", "expected the keys images, .*received x")
     np.save(files / "objects.npy", np.array([{}, {}], dtype=object))
     refused("objects.npy", "pickle|[Oo]bject")
+    save_torch({"images": torch.zeros(4, S, S, 3).byte(), "labels": torch.zeros(4).bfloat16()},
+               files / "brain.safetensors")  # fmt: skip
+    refused(
+        "brain.safetensors", r"labels: expected 4 integers.*received shape \(4,\), dtype bfloat16"
+    )
     for name in ("set.npz", "set.safetensors", "set.npy"):
         (files / name).write_bytes((files / name).read_bytes()[:100])
         refused(name, "")
     refused("missing.npz", "no such file")
+
+
+def test_a_file_that_would_unpack_to_more_than_memory_is_refused_unread(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "bomb.npz", images=np.zeros((1000, S, S, 3), np.uint8))
+    assert len(open_source(str(tmp_path / "bomb.npz"), image_size=S)._train) == 1000
+    monkeypatch.setattr(arrays, "_free_memory", lambda: 700_000)
+    with pytest.raises(ValueError, match=r"bomb\.npz: expected .* 700,000 bytes .* 768,128 bytes"):
+        open_source(str(tmp_path / "bomb.npz"), image_size=S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 
@@ -11,9 +12,11 @@ import soundfile
 import torch
 import torchaudio.functional as taf
 
+from fastssl.data import audio_decode
 from fastssl.data.audio_decode import DaliAudio, check_audio, decode_audio, resample
 from fastssl.data.audio_folder import AudioFolderSource
 from fastssl.data.audio_views import AudioViews
+from fastssl.data.headers import BadFile
 from fastssl.data.sources import open_source
 
 CPU = torch.device("cpu")
@@ -59,6 +62,75 @@ def test_a_changed_rate_keeps_the_sound(rate):
     theirs = taf.resample(noise, rate, 16_000, lowpass_filter_width=64)
     ours = resample(noise, rate, 16_000)
     assert (ours - theirs).std() < 0.2 * theirs.std()  # they differ at the edge of the band
+
+
+@pytest.mark.parametrize("rate", [15_999, 22_254, 383_983])
+def test_rates_without_a_common_divisor_take_little_memory(rate):
+    sound = torch.from_numpy(tone(rate, 1, 1.0, 440.0)[:, 0]).float()
+    got = resample(sound, rate, 16_000)
+    assert len(got) == 16_000
+    expected = torch.from_numpy(tone(16_000, 1, 1.0, 440.0)[:, 0]).float()
+    assert (got - expected)[200:-200].abs().max() < 1e-3
+
+
+def test_between_phases_is_as_good_as_all_weights():
+    noise = torch.randn(44_100, generator=torch.manual_seed(0))
+    torch.testing.assert_close(
+        audio_decode._by_phase(noise, 441, 160), resample(noise, 44_100, 16_000), atol=2e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("rate", [999_983, 2_147_483_629, 3_999])
+def test_a_rate_that_no_recorder_has_is_refused(tmp_path, rate):
+    soundfile.write(tmp_path / "x.wav", tone(8_000, 1, 0.1, 440.0), 8_000)
+    content = bytearray((tmp_path / "x.wav").read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    (tmp_path / "x.wav").write_bytes(content)
+    with pytest.raises(BadFile, match=f"{rate} Hz is not within 4000 to 384000 Hz"):
+        check_audio(str(tmp_path / "x.wav"))
+
+
+@pytest.mark.parametrize("name", ["x.wav", "x.rf64", "x.aiff"])
+def test_a_sound_cut_after_its_header_is_bad(tmp_path, name):
+    path, kind = tmp_path / name, name[2:].upper()
+    soundfile.write(path, tone(8_000, 1, 1.0, 440.0), 8_000, format=kind, subtype="PCM_16")
+    assert check_audio(str(path)).frames == 8_000
+    path.write_bytes(path.read_bytes()[:9_000])
+    with pytest.raises(BadFile, match="cut off: .* of 160.. bytes of sound are there"):
+        check_audio(str(path))
+
+
+def test_a_sound_of_unknown_length_from_a_pipe_is_good(tmp_path):
+    soundfile.write(tmp_path / "x.wav", tone(8_000, 1, 0.1, 440.0), 8_000)
+    content = bytearray((tmp_path / "x.wav").read_bytes())
+    content[4:8] = content[40:44] = b"\xff" * 4
+    (tmp_path / "x.wav").write_bytes(content)
+    assert check_audio(str(tmp_path / "x.wav")).frames == 800
+
+
+def test_a_pipe_and_a_device_are_no_sounds(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "zero.wav").symlink_to("/dev/zero")
+    for name in ("pipe.wav", "zero.wav"):
+        with pytest.raises(BadFile, match="not a regular file"):
+            check_audio(str(tmp_path / name))
+
+
+def test_too_many_samples_and_too_little_memory_are_the_files_fault(tmp_path, monkeypatch):
+    path = str(tmp_path / "x.wav")
+    soundfile.write(path, tone(8_000, 6, 0.1, 440.0), 8_000)
+    header = check_audio(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(audio_decode, "_MOST_SAMPLES", 4_000)
+        with pytest.raises(BadFile, match="800 x 6 channels are over the limit of 4000 samples"):
+            check_audio(path)
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(audio_decode, "resample", full)
+    with pytest.raises(BadFile, match="more memory than is left"):
+        decode_audio(path, header, rate=16_000)
 
 
 def test_dali_and_soundfile_hear_the_same(corpus):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 
 import numpy as np
@@ -119,3 +120,43 @@ def test_wrong_names_and_folders_are_refused(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=rf"--data .*{message}"):
             open_source(data, image_size=16)
+
+
+def test_caltech_has_classes(tmp_path):
+    for place in ("001.ak47", "002.bat"):
+        folder = tmp_path / "caltech256" / "256_ObjectCategories" / place
+        folder.mkdir(parents=True)
+        for i in range(1, 11):
+            (folder / f"{place[:3]}_{i:04}.jpg").write_bytes(stored(picture(i)))
+    source = source_of("Caltech256", tmp_path)
+    sizes = [len(source.labelled(split).target) for split in ("train", "test")]
+    assert sizes == [16, 4] and source.labelled("test").names == ("001.ak47", "002.bat")
+
+
+def test_a_damaged_test_split_is_said(tmp_path, monkeypatch, caplog):
+    class Damaged(Asked):
+        def __init__(self, root: str, split: str = "train") -> None:
+            if split == "test":
+                raise RuntimeError("Dataset not found or corrupted")
+            if split != "train":
+                raise ValueError(f"Unknown value '{split}' for argument split")
+            super().__init__(root)
+
+    monkeypatch.setattr(torchvision.datasets, "SBU", Damaged)
+    monkeypatch.setattr(logging.getLogger("fastssl"), "propagate", True)
+    source = source_of("SBU", tmp_path)
+    assert "the test split of torchvision.datasets.SBU cannot be used (Dataset not found" in (
+        caplog.text
+    )
+    assert "a fifth" in caplog.text and len(source.labelled("test").target) == 4
+
+
+def test_labels_that_are_no_classes_are_refused(tmp_path, monkeypatch):
+    class Vast(Asked):
+        def __init__(self, root: str, train: bool = True) -> None:
+            super().__init__(root, train)
+            self.targets = [10**12 * label for label in self.targets]
+
+    monkeypatch.setattr(torchvision.datasets, "SBU", Vast)
+    with pytest.raises(ValueError, match=r"--data torchvision:SBU.*labels: .*below 1048576"):
+        source_of("SBU", tmp_path)

@@ -187,3 +187,39 @@ def test_shards_without_images_are_refused(tmp_path):
 def test_a_bounded_look_takes_a_few_shards(folder):
     source = source_of(folder, scan_budget_s=-1.0, workers=1)
     assert source.num_samples == 12 and not source.all_listed
+
+
+def labelled_shard(path, labels) -> None:
+    image = stored(picture(0))
+    pairs = [(f"{i}.jpg", f"{i}.cls", label) for i, label in enumerate(labels)]
+    write_tar(path, [e for jpg, cls, label in pairs for e in ((jpg, image), (cls, label.encode()))])
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (("10", "9", "-2"), ("-2", "9", "10")),
+        (("1", "\u00b2"), ("1", "\u00b2")),
+        (("2", "1" * 5_000), ("1" * 5_000, "2")),
+        (("2", "1", "01"), ("01", "1", "2")),
+    ],
+)
+def test_labels_are_numbers_where_all_of_them_are(tmp_path, labels, names):
+    labelled_shard(tmp_path / "0.tar", labels)
+    assert source_of(tmp_path).labelled("train").names == names
+
+
+def test_nonsense_in_a_shard_costs_that_shard_alone(folder):
+    write_tar(folder / "deep.tar", [("a.jpg", stored(picture(0))), ("a.json", b"[" * 400_000)])
+    with tarfile.open(folder / "pax.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a.jpg")
+        info.pax_headers = {"GNU.sparse.map": "abc"}
+        tar.addfile(info)
+    source = source_of(folder)
+    assert source.num_samples == 25  # the image beside the deep JSON has no class
+    reasons = {entry["path"]: entry["reason"] for entry in source.report()["skipped"]}
+    assert "damaged after 0 images" in reasons["pax.tar"] and "deep.tar" not in reasons
+
+
+def test_braces_around_other_digits_are_no_range():
+    assert expand("x{\u00b2..3}.tar") == ["x\u00b2..3.tar"]
