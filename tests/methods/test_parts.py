@@ -12,6 +12,7 @@ from torch import nn
 from fastssl.engine.sync_norm import RankBatchNorm, over_ranks
 from fastssl.nn.convnet import ConvNet
 from fastssl.nn.corner_heads import CornerHeads
+from fastssl.nn.expand import BottleneckExpand
 from fastssl.nn.hyper import HyperEncoder
 from fastssl.nn.split_norm import SplitBatchNorm2d, split_batch_norm
 
@@ -92,3 +93,11 @@ def test_dropout_is_of_training_alone():
     assert not torch.equal(encoder(x, bits), encoder(x, bits))
     encoder.eval()
     assert torch.equal(encoder(x, bits), encoder(x, bits))
+
+
+def test_the_wider_bottleneck_starts_with_the_authors_deviations():
+    torch.manual_seed(0)
+    convs = [m for m in BottleneckExpand(64, 128, hidden=32).layers if isinstance(m, nn.Conv2d)]
+    for conv, expected in zip(convs, (32**-0.5, (32 * 9) ** -0.5, 32**-0.5), strict=True):
+        assert float(conv.weight.detach().std()) == pytest.approx(expected, rel=0.06)
+    assert float(convs[1].weight.detach().abs().max()) < 2.3 * (32 * 9) ** -0.5
