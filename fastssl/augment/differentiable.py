@@ -9,7 +9,6 @@ then grey and the normalisation. Plain torch: any derivative, and one graph unde
 # shapes: N samples, V views, A parameters, C channels, S side
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -19,6 +18,14 @@ from fastssl.augment import spirograph
 from fastssl.augment.drawn import Drawn
 from fastssl.augment.policy import CIFAR10
 from fastssl.augment.presets import invclr
+from fastssl.kernels.augment.reference_jitter import (
+    brightness,
+    contrast,
+    grey,
+    hue_yiq,
+    saturation,
+)
+from fastssl.kernels.augment.settings import GREY
 from fastssl.kernels.augment.table import STAGE_BIT, VALUES, Table
 
 JITTER = ("brightness", "contrast", "saturation", "hue")
@@ -27,8 +34,7 @@ _COLUMNS = [VALUES.index(name) for name in JITTER]
 _SPIROGRAPH = (spirograph.NUISANCE_LOW.tolist(), spirograph.NUISANCE_HIGH.tolist())
 _RANGES = [getattr(invclr(32).corners[0].views[0], name) for name in JITTER]
 _JITTER = ([low for low, _ in _RANGES], [high for _, high in _RANGES])
-_GREY = (0.299, 0.587, 0.114)
-_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+_GREY = GREY["yiq"]
 
 
 def with_leaf(drawn: Drawn) -> Drawn:
@@ -74,25 +80,13 @@ def rerender(drawn: Drawn, view: int, alpha_NA: Tensor, *, side: int) -> Tensor:
     runs_N = (stages_N & STAGE_BIT["jitter"]) != 0
     x_NCSS = torch.where(runs_N.view(-1, 1, 1, 1), jittered(base_NCSS, alpha_NA), base_NCSS)
     gray_N = (stages_N & STAGE_BIT["gray"]) != 0
-    x_NCSS = torch.where(gray_N.view(-1, 1, 1, 1), grey(x_NCSS).expand_as(x_NCSS), x_NCSS)
+    x_NCSS = torch.where(gray_N.view(-1, 1, 1, 1), grey(x_NCSS, _GREY).expand_as(x_NCSS), x_NCSS)
     mean, std = (x_NCSS.new_tensor(CIFAR10[name]).view(3, 1, 1) for name in ("mean", "std"))
     return (x_NCSS - mean) / std
 
 
 def jittered(x_NCSS: Tensor, alpha_NA: Tensor) -> Tensor:
-    """Brightness, contrast, saturation, hue, in this order."""
-    b, c, s, hue = (column.view(-1, 1, 1, 1) for column in alpha_NA.unbind(1))
-    x_NCSS = (b * x_NCSS).clamp(0, 1)
-    x_NCSS = (c * x_NCSS + (1 - c) * grey(x_NCSS).mean((2, 3), keepdim=True)).clamp(0, 1)
-    x_NCSS = (s * x_NCSS + (1 - s) * grey(x_NCSS)).clamp(0, 1)
-    angle = 2 * math.pi * hue
-    yiq = torch.tensor(_YIQ, dtype=torch.float64)
-    y, i, q = torch.einsum("dc,nchw->dnhw", yiq.to(x_NCSS), x_NCSS).unsqueeze(2)
-    turned = torch.cat([y, angle.cos() * i - angle.sin() * q, angle.sin() * i + angle.cos() * q], 1)
-    return torch.einsum("dc,nchw->ndhw", torch.linalg.inv(yiq).to(x_NCSS), turned)
-
-
-def grey(x_NCSS: Tensor) -> Tensor:
-    """(N, 1, S, S): Rec. 601 luma."""
-    weights = x_NCSS.new_tensor(_GREY).view(3, 1, 1)
-    return (x_NCSS * weights).sum(1, keepdim=True)
+    """Brightness, contrast, saturation, hue, in this order: the operator's own steps."""
+    b_N, c_N, s_N, hue_N = alpha_NA.unbind(1)
+    x_NCSS = contrast(brightness(x_NCSS, b_N), c_N, _GREY)
+    return hue_yiq(saturation(x_NCSS, s_N, _GREY), hue_N)

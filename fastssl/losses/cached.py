@@ -189,7 +189,9 @@ def _buffers_put_back(encoders: Iterator[nn.Module]) -> Iterator[None]:
     """The first pass must not count: running statistics move in the second alone."""
     buffers = {id(buffer): buffer for encoder in encoders for buffer in encoder.buffers()}
     before = [buffer.clone() for buffer in buffers.values()]
-    yield
-    with torch.no_grad():
-        for buffer, saved in zip(buffers.values(), before, strict=True):
-            buffer.copy_(saved)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, saved in zip(buffers.values(), before, strict=True):
+                buffer.copy_(saved)

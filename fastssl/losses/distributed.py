@@ -121,7 +121,7 @@ def sum_over_ranks(x: Tensor, *, group: Group) -> Tensor:
     """Sum of ``x`` over the ranks, on every rank; meant for small tensors of one shape.
 
     The sum enters the loss of every rank, so its gradient is the sum of all ranks' cotangents
-    (class sums of SupCon, batch marginals of DISSL). One derivative.
+    (class sums of SupCon, batch marginals of DISSL). Linear, so it has derivatives of any order.
     """
     return _SumOverRanks.apply(x, process_group(group))
 
@@ -129,6 +129,11 @@ def sum_over_ranks(x: Tensor, *, group: Group) -> Tensor:
 def num_ranks(group: Group) -> int:
     """W."""
     return dist.get_world_size(process_group(group))
+
+
+def rank_in(group: Group) -> int:
+    """The number of this process among the W ranks."""
+    return dist.get_rank(process_group(group))
 
 
 def mean_over_ranks(loss_M: Tensor, *, group: Group) -> Tensor:
@@ -247,9 +252,8 @@ class _SumOverRanks(torch.autograd.Function):
         return _reduced(x, group)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        return _reduced(grad, ctx.group), None
+        return _SumOverRanks.apply(grad, ctx.group), None
 
 
 def _reduced(x: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.kernels.enqueue.op import enqueue
-from fastssl.losses.distributed import gather_rows
+from fastssl.kernels.enqueue.reference import accumulate_dtype
+from fastssl.losses.distributed import gather_rows, num_ranks, rank_in
 
 if TYPE_CHECKING:
     from fastssl.losses.exchange import Group
@@ -71,8 +72,12 @@ class KeyQueue(nn.Module):
         self.group = group
 
     @torch.no_grad()
-    def enqueue(self, keys: Tensor, *, queue: int | None = None) -> None:
+    def enqueue(self, keys: Tensor, *, queue: int | Tensor | None = None) -> None:
         """Writes raw keys (N, D), or (Q, N, D) for all queues at once, or (N, D) for one of them.
+
+        ``queue`` may be a 0-d integer tensor: nothing waits for it, and its value is not checked.
+        Such a choice is written by plain torch, row by row in place; a loss reads the chosen rows
+        by ``rows.index_select(0, queue.view(1))[0]``, which copies that one queue.
 
         Raises:
             ValueError: the keys do not fit, or ``queue`` is not one of the queues.
@@ -82,15 +87,45 @@ class KeyQueue(nn.Module):
             keys = gathered(keys, self.group)
         if self.rows.dim() == 2:
             enqueue(self.rows, self.pointer, keys)
+        elif isinstance(queue, Tensor):
+            self._enqueue_at(keys, queue.view(1).long())
         elif queue is not None:
             enqueue(self.rows[queue], self.pointer[queue], keys)
         else:
             for q in range(len(self.rows)):
                 enqueue(self.rows[q], self.pointer[q], keys[q])
 
-    def _check(self, keys: Tensor, queue: int | None) -> None:
+    def share(self) -> Tensor:
+        """The rows that count as this rank's where ranks sum over all: each is in one share.
+
+        All of them without a group; (K / W, D), or (Q, K / W, D), of W ranks, rounded up or down.
+        """
+        if self.group is None:
+            return self.rows
+        return self.rows[..., rank_in(self.group) :: num_ranks(self.group), :]
+
+    def _enqueue_at(self, keys: Tensor, queue_1: Tensor) -> None:
+        """The op's write to the queue that a tensor names, wrapping inside it."""
+        capacity, width = self.rows.shape[1:]
+        count = len(keys)
+        first = max(count - capacity, 0)
+        pointer_1 = self.pointer.index_select(0, queue_1)
+        places_N = torch.arange(first, count, device=keys.device) + pointer_1
+        places_N = places_N.remainder(capacity) + queue_1 * capacity
+        unit_ND = F.normalize(keys[first:].to(accumulate_dtype(keys.dtype)), dim=1)
+        self.rows.view(-1, width).index_copy_(0, places_N, unit_ND.to(self.rows.dtype))
+        self.pointer.index_copy_(0, queue_1, (pointer_1 + count).remainder(capacity))
+
+    def _check(self, keys: Tensor, queue: int | Tensor | None) -> None:
         count = len(self.rows) if self.rows.dim() == 3 else 0
-        if queue is not None and not 0 <= queue < count:
+        if isinstance(queue, Tensor):
+            if not count or queue.numel() != 1 or queue.is_floating_point():
+                expected = "a tensor of one integer, and of several queues"
+                raise ValueError(f"KeyQueue: queue must be {expected}; received {queue}")
+            if isinstance(keys, Tensor) and keys.dim() == 2 and keys.shape[1] != self.rows.shape[2]:
+                width = f"of width {self.rows.shape[2]}"
+                raise ValueError(f"KeyQueue: keys must be {width}; received {tuple(keys.shape)}")
+        elif queue is not None and not 0 <= queue < count:
             expected = f"between 0 and {count - 1}" if count else "None for a single queue"
             raise ValueError(f"KeyQueue: queue must be {expected}; received {queue}")
         all_at_once = count > 0 and queue is None

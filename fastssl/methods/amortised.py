@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.augment.drawn import Drawn
-from fastssl.kernels.enqueue.op import enqueue
 from fastssl.losses import InfoNCELoss, KeyQueue, MoCoLoss, NTXentLoss
 from fastssl.methods.paper_configs import AmortisedConfig
 from fastssl.methods.views import check_two_views
@@ -84,14 +83,10 @@ class Amortised(nn.Module):
     def _mocov2(self, views: tuple[Tensor, Tensor], bits_K: Tensor, corner: Tensor) -> Tensor:
         q_ND = self.heads(self.backbone(views[0], bits_K), corner)
         k_ND = self._keys(views[1], bits_K, corner)
-        where = corner.view(1)
-        rows_KD = self.queues.rows.index_select(0, where)[0]
+        rows_KD = self.queues.rows.index_select(0, corner.view(1))[0]
         loss = self.loss(q_ND, k_ND, rows_KD)
         if self.training:
-            pointer = self.queues.pointer.index_select(0, where)[0]
-            enqueue(rows_KD, pointer, k_ND)
-            self.queues.rows.index_copy_(0, where, rows_KD[None])
-            self.queues.pointer.index_copy_(0, where, pointer[None])
+            self.queues.enqueue(k_ND, queue=corner)
         return loss
 
     def _mocov3(self, views: tuple[Tensor, Tensor], bits_K: Tensor, corner: Tensor) -> Tensor:
@@ -111,4 +106,10 @@ def condition(backbone: nn.Module, config: AmortisedConfig) -> nn.Module:
     """The backbone told an invariance vector: by its kernels, or by a prompt token for a ViT."""
     if hasattr(backbone, "class_token"):
         return PromptViT(backbone, config.num_bits, num_networks=config.prompt_networks)
-    return HyperEncoder(backbone, config.num_bits, generator=config.generator, rank=config.rank)
+    return HyperEncoder(
+        backbone,
+        config.num_bits,
+        generator=config.generator,
+        rank=config.rank,
+        dropout=config.dropout,
+    )

@@ -83,6 +83,8 @@ class AmortisedConfig:
     """Kernels from the authors' 32-fold hyper-network, or from a low-rank one."""
     rank: int = 8
     """Of the low-rank generator."""
+    dropout: float = 0.2
+    """Share of a ResNet's pooled features that training drops; a ViT's are kept."""
     prompt_networks: int = 256
     """Networks that are averaged into a ViT's prompt token."""
     temperature: float = 0.1

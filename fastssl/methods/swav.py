@@ -51,7 +51,8 @@ class SwAV(nn.Module):
         older = None
         if self.queue is not None:
             with torch.no_grad():
-                older = [self.prototypes(rows.to(scores[0].dtype)) for rows in self.queue.rows]
+                # over ranks all hold one queue: each brings its share to the balancing
+                older = [self.prototypes(rows.to(scores[0].dtype)) for rows in self.queue.share()]
         loss = self.loss(scores, older)
         if self.queue is not None and self.training:
             self.queue.enqueue(torch.stack(embeddings[:2]).detach())

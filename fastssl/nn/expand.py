@@ -32,7 +32,18 @@ class BottleneckExpand(nn.Module):
             nn.Conv2d(hidden, dim, 1, bias=False),
             nn.BatchNorm2d(dim),
         )
+        self._start()
         self.repeats = dim // channels if dim % channels == 0 else 0
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """The authors' start: normal of deviation out^-1/2, then truncated ones of fan_in^-1/2."""
+        reduce, *others = (layer for layer in self.layers if isinstance(layer, nn.Conv2d))
+        nn.init.normal_(reduce.weight, std=reduce.out_channels**-0.5)
+        for conv in others:
+            # a normal variable cut at two deviations has 0.8796 of its deviation left
+            std = conv.weight[0].numel() ** -0.5 / 0.8796
+            nn.init.trunc_normal_(conv.weight, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, D, H, W)."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -29,9 +30,10 @@ class FullKernel(nn.Module):
         self.shape = shape
         self.code = nn.Linear(embedding, hidden)
         self.kernel = nn.Linear(hidden, shape.numel())
-        nn.init.kaiming_normal_(self.code.weight, nonlinearity="relu")
-        # as the authors start it: each W_j like an ordinary kernel, W_0 the layer's usual bias
-        nn.init.normal_(self.kernel.weight, std=(2.0 / shape[0] / shape[2] / shape[3]) ** 0.5)
+        # as the authors start them: W_j of deviation sqrt(2 / (out in k k)) hardly move W_0, the
+        # layer's usual bias, which is the kernel then; batch norms take its scale away
+        for layer in (self.code, self.kernel):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, e_E: Tensor) -> Tensor:
         """The kernel."""
@@ -45,7 +47,7 @@ class LowRankKernel(nn.Module):
         super().__init__()
         self.shape = shape
         self.code = nn.Linear(embedding, rank)
-        nn.init.kaiming_normal_(self.code.weight, nonlinearity="relu")
+        nn.init.kaiming_normal_(self.code.weight, mode="fan_out", nonlinearity="relu")
         self.base = nn.Parameter(torch.empty(shape))
         nn.init.kaiming_normal_(self.base, mode="fan_out", nonlinearity="relu")
         columns = shape.numel() // shape[0]
@@ -65,6 +67,7 @@ class HyperEncoder(nn.Module):
         backbone: a torchvision ResNet, or the convnet (each layer of it counts as a block).
         num_bits: K.
         generator: "full" or "low-rank". embedding: E. hidden: J. rank: R.
+        dropout: share of the pooled features that training drops.
 
     Attributes: num_features, as of the backbone; num_bits.
     """
@@ -78,8 +81,10 @@ class HyperEncoder(nn.Module):
         embedding: int = 16,
         hidden: int = 32,
         rank: int = 8,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.dropout = dropout
         if num_bits < 1:
             raise ValueError(f"HyperEncoder: num_bits must be at least 1, received {num_bits}")
         self.num_features = int(backbone.num_features)  # type: ignore[arg-type]
@@ -88,7 +93,7 @@ class HyperEncoder(nn.Module):
         self.blocks = conditioned_blocks(backbone)
         self.embed = nn.ModuleList(nn.Linear(num_bits, embedding, bias=False) for _ in self.blocks)
         for layer in self.embed:
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         self.kernels = nn.ModuleList()
         for names in self.blocks:
             shapes = [_take_kernel(backbone, name) for name in names]
@@ -102,7 +107,8 @@ class HyperEncoder(nn.Module):
         """(N, F) under one invariance vector (K,), differentiable in it; None: invariant to all."""
         if bits_K is None:
             bits_K = x_NCSS.new_ones(self.num_bits)
-        return functional_call(self.net, self.generated(bits_K), (x_NCSS,))
+        h_NF = functional_call(self.net, self.generated(bits_K), (x_NCSS,))
+        return F.dropout(h_NF, self.dropout, self.training)
 
     def generated(self, bits_K: Tensor) -> dict[str, Tensor]:
         """The kernels under ``bits_K`` by their names in the backbone."""

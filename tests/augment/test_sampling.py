@@ -18,6 +18,7 @@ from fastssl.augment import (
     Settings,
     alike,
     alpha_of,
+    differentiable,
     preset,
     render,
     rerender,
@@ -123,6 +124,17 @@ def test_invclrs_views_are_the_same_in_one_call_and_from_their_base(dtype):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
         again = rerender(policy, based, view, alpha_of(policy, based, view))
         torch.testing.assert_close(again, theirs, rtol=0, atol=1e-6)
+
+
+def test_the_method_makes_invclrs_views_anew_as_they_were_rendered_and_in_one_graph():
+    policy = preset("invclr", image_size=32)
+    drawn = with_base(policy, images(), draw(policy))
+    again = torch.compile(differentiable.rerender, fullgraph=True, backend="aot_eager")
+    for view, expected in enumerate(render(policy, images(), drawn)):
+        alpha_NA = differentiable.alpha_of(drawn, view)
+        assert torch.equal(alpha_NA, alpha_of(policy, drawn, view))
+        found = again(drawn, view, alpha_NA, side=32)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_view_is_differentiable_twice_in_its_parameters():

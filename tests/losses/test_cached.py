@@ -203,3 +203,16 @@ def test_what_does_not_fit_is_refused(change, message):
         CachedStep(settings["encoder"], NTXentLoss(), micro_batch=settings["micro_batch"])(
             *settings["views"]
         )
+
+
+def test_a_first_pass_that_fails_leaves_the_buffers_as_they_were():
+    class Fails(nn.BatchNorm1d):
+        def forward(self, x):
+            super().forward(x)
+            raise RuntimeError("no memory")
+
+    norm = Fails(6)
+    step = CachedStep(norm, NTXentLoss(0.1), micro_batch=4)
+    with pytest.raises(RuntimeError, match="no memory"):
+        step(torch.randn(8, 6) + 3, torch.randn(8, 6))
+    assert torch.equal(norm.running_mean, torch.zeros(6)) and norm.num_batches_tracked == 0

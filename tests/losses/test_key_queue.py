@@ -83,6 +83,19 @@ def test_compiles_into_the_step_that_uses_it():
         assert torch.equal(traced.rows, eager.rows) and torch.equal(traced.pointer, eager.pointer)
 
 
+@pytest.mark.parametrize("size", [4, 9, 20])
+@pytest.mark.parametrize("how", [torch.compile, lambda f, **_: f], ids=["compiled", "eager"])
+def test_a_tensor_names_a_queue_as_a_number_does(size, how):
+    by_number, by_tensor = (KeyQueue(9, 4, num_queues=3, dtype=torch.float32) for _ in range(2))
+    write = how(lambda k, q: by_tensor.enqueue(k, queue=q), fullgraph=True, backend="aot_eager")
+    for q in (1, 2, 1, 1, 0):
+        keys = torch.randn(size, 4)
+        by_number.enqueue(keys, queue=q)
+        write(keys, torch.tensor(q))
+    torch.testing.assert_close(by_tensor.rows, by_number.rows, rtol=0, atol=1e-6)
+    assert torch.equal(by_tensor.pointer, by_number.pointer)
+
+
 def test_works_in_inference_mode_and_without_gradient():
     queue = KeyQueue(6, 4)
     keys = torch.randn(4, 4, requires_grad=True)
@@ -105,6 +118,14 @@ def test_works_in_inference_mode_and_without_gradient():
         ),
         (lambda: KeyQueue(4, 4).enqueue(None), "KeyQueue: keys .* NoneType"),
         (lambda: KeyQueue(4, 4).enqueue(torch.ones(2, 4), queue=0), "KeyQueue: queue must be None"),
+        (
+            lambda: KeyQueue(4, 4).enqueue(torch.ones(2, 4), queue=torch.tensor(0)),
+            "KeyQueue: queue must be a tensor of one integer",
+        ),
+        (
+            lambda: KeyQueue(4, 4, num_queues=2).enqueue(torch.ones(2, 3), queue=torch.tensor(0)),
+            "KeyQueue: keys must be of width 4",
+        ),
         (lambda: KeyQueue(4, 4).enqueue(torch.ones(2, 3)), "enqueue: keys must be of width 4"),
         (
             lambda: KeyQueue(4, 4, num_queues=2).enqueue(torch.ones(2, 4), queue=2),
@@ -127,8 +148,13 @@ def write_on_rank(rank: int, folder: str) -> None:
     where = f"file://{folder}/meeting"
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2)
     queue = KeyQueue(10, 4, dtype=torch.float32, group=dist.group.WORLD)
+    many = KeyQueue(10, 4, num_queues=2, dtype=torch.float32, group=dist.group.WORLD)
+    many.rows[1] = queue.rows
     for step in range(3):
         queue.enqueue(keys_of(rank, step))
+        many.enqueue(keys_of(rank, step), queue=torch.tensor(1))
+    torch.testing.assert_close(many.rows[1], queue.rows, rtol=0, atol=1e-6)
+    assert torch.equal(queue.share(), queue.rows[rank::2])
     queue.rows.numpy().tofile(f"{folder}/rows{rank}")
     dist.destroy_process_group()
 

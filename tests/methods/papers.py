@@ -325,7 +325,7 @@ SMALL = {
     "vicreg": {"projector_dims": (32, 32, 12)},
     "supcon": {"projector_dims": (32, 16)},
     "invclr": {"projector_dims": (32, 16), "penalty": 1e-4},
-    "amortised": {"projector_dims": (32, 16)},
+    "amortised": {"projector_dims": (32, 16), "dropout": 0.0},
     "cissl": {"projector_dims": (32, 16)},
     "dissl": {"num_outputs": 12, "teacher_hidden_dims": (32,), "bottleneck_dim": 16},
     "mtslvr": {
