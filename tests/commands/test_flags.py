@@ -158,12 +158,14 @@ def test_epochs_asked_for_win_over_the_recipes_steps(capsys, tmp_path, monkeypat
     assert "300 (3.00 epochs)" in capsys.readouterr().out
 
 
-def test_every_method_and_kind_of_data_has_a_recipe_that_builds():
+def test_every_method_and_kind_of_data_has_a_recipe_that_builds(tmp_path):
     from fastssl.recipes.catalogue import RECIPES, default_run
 
+    (tmp_path / "one.wav").touch()
+    data = {"folder": "some/path", "sounds": str(tmp_path)}
     assert {method for method, _ in RECIPES} == set(METHODS)
     for method, kind in RECIPES:
-        run = default_run(method, "some/path" if kind == "folder" else kind)
+        run = default_run(method, data.get(kind, kind))
         assert run.train.method == method
         assert isinstance(run.method, METHODS[method][0])
-        assert run.train.data == ("some/path" if kind == "folder" else kind)
+        assert run.train.data == data.get(kind, kind)
