@@ -22,8 +22,11 @@ from fastssl.engine.run_folder import RunFolder, open_run
 from fastssl.engine.seeding import seed_everything
 from fastssl.engine.signals import StopSignals
 from fastssl.engine.sync_norm import over_ranks
-from fastssl.methods.configs import SimCLRConfig
+from fastssl.methods.amortised import Amortised
+from fastssl.methods.configs import SimCLRConfig, SwAVConfig
+from fastssl.methods.paper_configs import AmortisedConfig
 from fastssl.methods.simclr import SimCLR
+from fastssl.methods.swav import SwAV
 from fastssl.nn.convnet import ConvNet
 
 CPU = torch.device("cpu")
@@ -39,8 +42,11 @@ class Doubles:
     name, kind, num_samples, num_views = "spirograph", "spirograph", 64, 2
     image_shape = (3, 16, 16)
 
+    def __init__(self, augment: str = "spirograph") -> None:
+        self.made_by = SpirographSource(image_size=16, augment=augment)
+
     def batches(self, **asked):
-        for batch in SpirographSource(image_size=16).batches(**asked):
+        for batch in self.made_by.batches(**asked):
             yield replace(batch, views=tuple(view.double() for view in batch.views))
 
     def steps_per_epoch(self, batch_size):
@@ -127,6 +133,31 @@ def simclr(folder: str, accumulate: int, ranks: Ranks | None = None):
     seed_everything(0)
     method = SimCLR(ConvNet(), SimCLRConfig(temperature=0.2, projector_dims=(16, 8))).double()
     return trained(folder, method, Doubles(), ranks or here(), accumulate=accumulate)
+
+
+def queued(folder: str, name: str, ranks: Ranks | None = None):
+    """A method with a queue that all ranks fill, float64."""
+    seed_everything(0)
+    if name == "swav":
+        settings = {"num_prototypes": 12, "freeze_prototypes_steps": 0, "queue_size": 33}
+        config = SwAVConfig(projector_dims=(16, 8), **settings)
+        method: nn.Module = SwAV(ConvNet(), config)
+    else:
+        amortised = {"over": "mocov2", "dropout": 0.0, "queue_size": 20, "generator": "low-rank"}
+        method = Amortised(ConvNet(), AmortisedConfig(projector_dims=(16, 8), **amortised))
+    source = Doubles("spirograph" if name == "swav" else "spirograph-2")
+    return trained(folder, method.double(), source, ranks or here(), lr=0.05, max_steps=4)
+
+
+def bent(x, g, counts):
+    """A second derivative through batch norm over the ranks, on this rank's rows."""
+    module = nn.Sequential(nn.BatchNorm1d(5)).double()
+    over_ranks(module, dist.group.WORLD)
+    mine = x.split(counts)[here().rank].clone().requires_grad_()
+    value = (module(mine) * g.split(counts)[here().rank]).sum()
+    (gradient,) = torch.autograd.grad(value, mine, create_graph=True)
+    gradient.square().sum().backward()
+    return mine.grad
 
 
 def toy(folder: str, changes: dict, happens: dict, ranks: Ranks | None = None):

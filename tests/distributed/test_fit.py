@@ -28,6 +28,15 @@ def test_two_ranks_end_with_the_weights_of_one_process(two, tmp_path, accumulate
             assert error <= RELATIVE, f"{name}: {error:.1e}"
 
 
+@pytest.mark.parametrize("name", ["swav", "amortised"])
+def test_a_queue_over_ranks_is_the_queue_of_one_process(two, tmp_path, name):
+    one = fitting.queued(str(tmp_path / "one"), name, ALONE)
+    for rank in two.run(fitting.queued, str(tmp_path / "two"), name):
+        for key, expected in one["state"].items():
+            error = (rank["state"][key] - expected).double().norm()
+            assert error <= RELATIVE * expected.double().norm(), f"{key}: {error:.1e}"
+
+
 def final(folder: Path) -> dict:
     """The newest checkpoint and the log, wall time left out."""
     _, path = checkpoint.newest_first(folder / "checkpoints")[0]
@@ -114,3 +123,15 @@ def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(two, shape, mome
     for rank in ranks:
         torch.testing.assert_close(rank["running"], expected[1:], rtol=1e-12, atol=1e-12)
         assert rank["keys"] == list(norm.state_dict())
+
+
+def test_batch_norm_over_ranks_has_a_second_derivative(two):
+    generator = torch.Generator().manual_seed(0)
+    x, g = torch.randn(2, 8, 5, generator=generator, dtype=torch.float64)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        (nn.BatchNorm1d(5).double()(x) * g).sum(), x, create_graph=True
+    )
+    gradient.square().sum().backward()
+    found = torch.cat(two.run(fitting.bent, x.detach(), g, [5, 3]))
+    torch.testing.assert_close(found, x.grad, rtol=1e-10, atol=1e-12)
