@@ -69,8 +69,9 @@ class Ranges:
         positive = name not in ("scale", "ratio", "sigma", "kept") or values[0] > 0
         if not (ordered and positive and all(least <= v <= most for v in values)):
             raise ValueError(
-                f"Ranges: {name} must be finite and lie in {least:g}..{most:g}, lowest first "
-                f"(scale, ratio, sigma and kept above 0), received {', '.join(f'{v:g}' for v in values)}"
+                f"Ranges: {name} must lie in {least:g}..{most:g}, finite, lowest first "
+                f"(scale, ratio, sigma and kept above 0), "
+                f"received {', '.join(f'{v:g}' for v in values)}"
             )
 
 
