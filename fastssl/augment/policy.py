@@ -20,6 +20,7 @@ OPERATORS = ("crop", *STAGES)
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CIFAR10: dict[str, Any] = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 UNIT = (1.0, 1.0)
+CROPS, ORDERS = ("random", "centre"), ("random", "fixed")
 
 Interval = tuple[float, float]
 
@@ -29,7 +30,7 @@ class Ranges:
     """One view: probabilities of the stages, and intervals that their values are uniform on.
 
     As it stands it crops and flips; every other probability is 0. ValueError for a probability
-    outside 0..1 or an interval that is empty or out of bounds.
+    outside 0..1, an interval that is empty or out of bounds, or an unknown word.
     """
 
     crop: Literal["random", "centre"] = "random"
@@ -50,6 +51,11 @@ class Ranges:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        for name, words in (("crop", CROPS), ("jitter_order", ORDERS)):
+            if getattr(self, name) not in words:
+                expected = " or ".join(map(repr, words))
+                received = repr(getattr(self, name))
+                raise ValueError(f"Ranges: {name} must be {expected}, received {received}")
         for name in ("hflip", "jitter", "gray", "blur", "solarize", "threshold"):
             self._check(name, (getattr(self, name),), 0.0, 1.0)
         for name in ("brightness", "contrast", "saturation", "ratio", "sigma"):
@@ -59,12 +65,13 @@ class Ranges:
         self._check("kept", (self.kept,), 0.0, 1.0)
 
     def _check(self, name: str, values: tuple[float, ...], least: float, most: float) -> None:
-        ordered = all(a <= b for a, b in pairwise(values))
+        ordered = all(a <= b for a, b in pairwise(values)) and all(map(math.isfinite, values))
         positive = name not in ("scale", "ratio", "sigma", "kept") or values[0] > 0
-        if not (ordered and positive and all(least <= value <= most for value in values)):
+        if not (ordered and positive and all(least <= v <= most for v in values)):
             raise ValueError(
-                f"Ranges: {name} must lie in {least:g}..{most:g}, lowest first (scale, ratio, "
-                f"sigma and kept above 0), received {', '.join(f'{v:g}' for v in values)}"
+                f"Ranges: {name} must lie in {least:g}..{most:g}, finite, lowest first "
+                f"(scale, ratio, sigma and kept above 0), "
+                f"received {', '.join(f'{v:g}' for v in values)}"
             )
 
 

@@ -115,7 +115,7 @@ def dissl_coarse(image_size: int, num_views: int = 2) -> Policy:
     """
     policy = dissl(image_size, num_views, strength=2.0)
     group = policy.groups[0]
-    window = min(7, 2 * ((image_size - 1) // 2) - 1)
+    window = max(1, min(7, 2 * ((image_size - 1) // 2) - 1))
     group = replace(group, settings=replace(group.settings, blur_window=window))
     return alike("dissl-coarse", replace(policy.corners[0].views[0], blur=0.5), group)
 
@@ -228,6 +228,8 @@ PRESETS: dict[str, Callable[[int, int], Policy]] = {
 def preset(name: str, *, image_size: int, num_views: int = 2) -> Policy:
     """The image policy ``name``; ValueError names the known ones and the nearest."""
     check_name(name, tuple(PRESETS), what="images")
+    if image_size < 1:
+        raise ValueError(f"--image-size: expected at least 1 pixel, received {image_size}")
     return PRESETS[name](image_size, num_views)
 
 
@@ -243,8 +245,11 @@ def check_name(name: str, known: tuple[str, ...], *, what: str) -> None:
 
 
 def tenth(side: int) -> int:
-    """SimCLR's blur window: a tenth of the side as an odd number, 3 at least (23 of 224)."""
-    return max(3, 2 * (side // 20) + 1)
+    """SimCLR's blur window: a tenth of the side as an odd number, 3 at least (23 of 224).
+
+    Of one pixel 1: a window reaches over less than the side.
+    """
+    return min(2 * side - 1, max(3, 2 * (side // 20) + 1))
 
 
 def _kept(image_size: int) -> float:

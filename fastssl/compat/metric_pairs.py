@@ -32,7 +32,8 @@ class LabelPairs:
         self.first_N = torch.searchsorted(self.sorted_K, self.anchor_N)
         last_N = torch.searchsorted(self.sorted_K, self.anchor_N, right=True)
         self.same_N = last_N - self.first_N
-        self.positives_N = self.same_N - 1 if own else self.same_N
+        # a NaN label is no label's equal, its own neither
+        self.positives_N = (self.same_N - 1).clamp(min=0) if own else self.same_N
         self.num_positive = int(self.positives_N.sum())
         self.num_negative = len(labels) * len(ref_labels) - int(self.same_N.sum())
 

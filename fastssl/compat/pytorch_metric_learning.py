@@ -166,7 +166,8 @@ class SupConLoss(_PairLoss):
     Per anchor, the log of the sum of exp(s / tau) over all its pairs minus the mean of s / tau over
     its positives; mean over the anchors whose loss is above zero. Differs: by label, a loss below
     the rounding error of its two terms counts as zero, where the original counts what its own
-    rounding leaves; ``collect_stats`` is refused; ``distance`` is None by default.
+    rounding leaves, and a NaN among the losses is the result, where the original leaves it out
+    beside finite ones; ``collect_stats`` is refused; ``distance`` is None by default.
 
     Args:
         temperature, distance, reducer, embedding_regularizer, embedding_reg_weight: the original's.
@@ -180,7 +181,7 @@ class SupConLoss(_PairLoss):
         every_N = contrast(query_ND, key_KD, scale, pairs=pairs.every, bound=1.0).rows
         losses_N = every_N - row_dots(query_ND, pairs.mean_positive(key_KD)) * scale
         noise = 4 * torch.finfo(losses_N.dtype).eps * max(1.0, abs(scale))
-        counts_N = (pairs.positives_N > 0) & (losses_N > noise)
+        counts_N = (pairs.positives_N > 0) & ~(losses_N <= noise)  # NaN is no zero
         return _per_anchor(torch.where(counts_N, losses_N, 0.0))
 
     def _listed(self, x_NK: Tensor, lists: tuple[Tensor, ...]):
@@ -203,7 +204,7 @@ class SupConLoss(_PairLoss):
         return _per_anchor(torch.where(count_N > 0, every_N - mean_N, 0.0))
 
     def _default_reduction(self, losses_N: Tensor) -> Tensor:
-        above_N = losses_N > 0
+        above_N = ~(losses_N <= 0)
         return torch.where(above_N, losses_N, 0.0).sum() / above_N.sum().clamp(min=1)
 
 

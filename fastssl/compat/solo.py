@@ -84,8 +84,8 @@ def mocov2plus_loss_func(
     Args:
         query: (N, D), not normalised here; gets a gradient.
         key: (N, D), not normalised here; gets a gradient unless detached.
-        queue: (D, K) negatives. Without a gradient nothing of it is saved or copied, so it may be
-            overwritten before the backward.
+        queue: (D, K) negatives; of K = 0 the loss is 0. Without a gradient nothing of it is saved
+            or copied, so it may be overwritten before the backward.
         temperature: non-zero.
 
     Returns:
@@ -103,9 +103,12 @@ def mocov2plus_loss_func(
             f"received {tuple(queue.shape)}"
         )
     scale, keys_KD = 1 / temperature, queue.T
-    denominators = contrast if queue.requires_grad else contrast_mean
-    negative_N = denominators(widened(query), keys_KD, scale).rows
     positive_N = row_dots(query, key) * scale
+    if queue.shape[1]:
+        denominators = contrast if queue.requires_grad else contrast_mean
+        negative_N = denominators(widened(query), keys_KD, scale).rows
+    else:
+        negative_N = torch.full_like(positive_N, -torch.inf)
     return as_peers_return_it(excess(negative_N, positive_N).mean(), query)
 
 

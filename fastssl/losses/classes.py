@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fastssl.kernels.precision import own_precision
 from fastssl.losses.distributed import gather_rows, sum_over_ranks
 from fastssl.losses.exchange import Ring, RoundTrip, exchange_over, process_group, row_counts
 
@@ -94,6 +95,11 @@ def class_tops(
 
 
 def _tops(z_MD: Tensor, ids_M: Tensor, scale: float | Tensor) -> Tensor:
+    with own_precision(z_MD):
+        return _tops_of_classes(z_MD, ids_M, scale)
+
+
+def _tops_of_classes(z_MD: Tensor, ids_M: Tensor, scale: float | Tensor) -> Tensor:
     top_M = z_MD.new_full((len(z_MD),), -torch.inf)
     order_M = ids_M.argsort()
     counts_C = ids_M[order_M].unique_consecutive(return_counts=True)[1]

@@ -24,7 +24,8 @@ class ContrastiveMetrics(NamedTuple):
     """0-d tensors without gradient.
 
     top1: share of rows whose nearest candidate, the largest logit of the denominator, is a positive
-        (of several, any).
+        (of several, any). A tie with some negatives is a hit; a tie with all of them is a miss, so
+        that collapsed embeddings score 0. NaN where a row or what it is compared with has NaN.
     alignment: mean cosine similarity of a row and its positives.
     negative_similarity: mean cosine similarity over all (row, negative) pairs; NaN without any.
     """
@@ -74,9 +75,12 @@ class Terms:
         scale = torch.as_tensor(self.top_scale, dtype=self.top_N.dtype, device=self.top_N.device)
         slack = SLACK * torch.finfo(self.top_N.dtype).eps * scale.abs()
         best_N = self.best() * scale
-        top1_N = (best_N >= self.top_N - slack).to(best_N.dtype)
-        hit_N = torch.where(self.top_N.isnan(), self.top_N, top1_N)
         sum_N, count_N = self.negatives()
+        # no negative is above the top, so their mean is there only if all of them are
+        all_tie_N = (count_N > 0) & (sum_N * scale >= (self.top_N - slack) * count_N)
+        top1_N = ((best_N >= self.top_N - slack) & ~all_tie_N).to(best_N.dtype)
+        unknown_N = self.top_N.isnan() | best_N.isnan() | sum_N.isnan()
+        hit_N = torch.where(unknown_N, torch.nan, top1_N)
         if self.counted_N is None:
             top1, alignment = hit_N.mean(), self.similarity_N.mean()
         else:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from fastssl.kernels import native as compiled
 from fastssl.kernels.augment import native, reference
-from fastssl.kernels.augment.checks import check_numbers
+from fastssl.kernels.augment.checks import check_grad, check_numbers, recheck
 from fastssl.kernels.augment.settings import unflat
 
 
 def _cpu_forward(images, sizes, values, codes, size, *flat) -> Tensor:
     settings = unflat(*flat)
+    recheck(images, sizes, values, codes, size, settings)
     check_numbers(images, sizes, values, codes, size, settings.blur_window)
     fast = compiled.library() is not None and native.supports(images, settings)
     return (native if fast else reference).forward(images, sizes, values, codes, size, settings)
@@ -25,6 +26,8 @@ def _cpu_forward(images, sizes, values, codes, size, *flat) -> Tensor:
 def _cpu_backward(grad, images, sizes, values, codes, size, *rest) -> tuple[list[Tensor], Tensor]:
     *flat, want_images = rest
     settings = unflat(*flat)
+    recheck(images, sizes, values, codes, size, settings)
+    check_grad(grad, images, values, size, settings)
     fast = compiled.library() is not None and native.supports_backward(images, codes, settings)
     backend = native if fast else reference
     return backend.backward(grad, images, sizes, values, codes, size, settings, want_images)

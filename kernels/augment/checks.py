@@ -7,7 +7,6 @@ because reading them back would stop a device.
 # shapes: V views, N samples; P values, C codes
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +17,9 @@ from fastssl.kernels.augment.settings import Settings
 from fastssl.kernels.augment.table import CODES, JITTER_ORDERS, STAGE_BIT, STAGES, VALUES, Table
 
 DTYPES = (torch.uint8, torch.float32, torch.float64)
+LARGEST_SIDE = 1 << 15
+"""Of a view, so that its pixels are counted in 32 bits."""
+FLOAT32 = torch.finfo(torch.float32)
 
 
 def bad(argument: str, expected: str, received: object) -> ValueError:
@@ -60,6 +62,8 @@ def check(images: list[Tensor], sizes: Tensor | None, table: Table, size: int) -
         raise bad("table", "a Table", type(table).__name__)
     if not isinstance(size, int | torch.SymInt) or isinstance(size, bool) or size < 1:
         raise bad("size", "a whole number of at least 1", repr(size))
+    if size > LARGEST_SIDE:
+        raise bad("size", f"at most {LARGEST_SIDE}", size)
     num_samples = images[0].shape[0] if images[0].dim() == 4 else len(images)
     values, codes = table.values_VNP, table.codes_VNC
     for name, tensor, columns, dtypes in (
@@ -94,6 +98,31 @@ def _check_sizes(sizes: object, images: list[Tensor]) -> None:
         raise bad("sizes_N2", f"on {images[0].device} like the images", sizes.device)
 
 
+def recheck(
+    images: list[Tensor],
+    sizes: Tensor | None,
+    values_VNP: Tensor,
+    codes_VNC: Tensor,
+    size: int,
+    settings: Settings,
+) -> None:
+    """Every check but that of the numbers, for calls of the operator itself: it reads memory."""
+    single = len(images) == 1 and images[0].dim() == 4
+    images = as_list(images[0] if single else images)
+    check_settings(settings)
+    check(images, sizes, Table(values_VNP, codes_VNC), size)
+
+
+def check_grad(
+    grad: Tensor, images: list[Tensor], values_VNP: Tensor, size: int, settings: Settings
+) -> None:
+    """ValueError for a gradient that is not like the views."""
+    shape = (*values_VNP.shape[:2], 3, size, size)
+    dtype = settings.view_dtype(images[0].dtype)
+    if grad.shape != shape or grad.dtype != dtype:
+        raise bad("grad", f"{dtype} {shape}", f"{grad.dtype} {tuple(grad.shape)}")
+
+
 def check_settings(settings: Settings) -> None:
     """ValueError for a choice that does not exist."""
     if not isinstance(settings, Settings):
@@ -110,15 +139,17 @@ def check_settings(settings: Settings) -> None:
     window = settings.blur_window
     if not isinstance(window, int) or window < 1 or window % 2 == 0:
         raise bad("settings.blur_window", "odd and positive", repr(window))
+    if window > 2 * LARGEST_SIDE:
+        raise bad("settings.blur_window", f"less than {2 * LARGEST_SIDE}", window)
     if (settings.mean is None) != (settings.std is None):
         raise bad("settings.mean and std", "given together", f"{settings.mean}, {settings.std}")
     if settings.mean is None or settings.std is None:
         return
     for name, numbers in (("mean", settings.mean), ("std", settings.std)):
-        if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
-            raise bad(f"settings.{name}", "three finite numbers", numbers)
-    if not all(number > 0 for number in settings.std):
-        raise bad("settings.std", "positive", settings.std)
+        if len(numbers) != 3 or not all(abs(x) <= FLOAT32.max for x in numbers):
+            raise bad(f"settings.{name}", "three finite numbers of float32", numbers)
+    if not all(number >= FLOAT32.tiny for number in settings.std):
+        raise bad("settings.std", f"positive, at least {FLOAT32.tiny:.3g}", settings.std)
 
 
 def check_numbers(

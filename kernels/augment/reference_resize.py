@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NARROWEST = 1e-4
+"""A box is at least this wide within its image, whatever the table says."""
 EDGE = 1e-3
 """A box that ends less than this beyond a pixel's edge ends there: rounding adds no pixel."""
 
@@ -66,12 +68,26 @@ def crop(
     return rows_VNSH[:, :, None] @ x_N3HW @ columns_VNSW[:, :, None].mT
 
 
+def clipped(start_VN: Tensor, extent_VN: Tensor, length_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Start and stop of the boxes within [0, length], at least ``NARROWEST`` apart.
+
+    An edge that touches its image's edge is not clipped, and keeps its whole gradient. Widening
+    is constant in derivatives.
+    """
+    stop_VN = start_VN + extent_VN
+    stop_VN = torch.where(stop_VN > length_N, length_N, stop_VN)
+    start_VN = torch.where(start_VN < 0, torch.zeros_like(start_VN), start_VN)
+    beyond_VN = (start_VN - (length_N - NARROWEST)).clamp(min=0)
+    start_VN = start_VN - beyond_VN.detach()
+    missing_VN = (start_VN + NARROWEST - stop_VN).clamp(min=0)
+    return start_VN, stop_VN + missing_VN.detach()
+
+
 def taps(start_VN, extent_VN, length_N, num_pixels: int, size: int, kernel) -> Tensor:
     """(V, N, S, L): weight of each pixel of an axis in each output."""
     length_N = length_N.to(start_VN.dtype)
-    stop_VN = (start_VN + extent_VN).clamp(max=length_N)
-    start_VN = start_VN.clamp(min=0)
-    first_VN = (start_VN.detach() + EDGE).floor()
+    start_VN, stop_VN = clipped(start_VN, extent_VN, length_N)
+    first_VN = torch.minimum((start_VN.detach() + EDGE).floor(), length_N - 1)
     last_VN = torch.maximum((stop_VN.detach() - EDGE).ceil(), first_VN + 1)
     ratio_VN = (stop_VN - start_VN) / size
     pixel_L = torch.arange(num_pixels, dtype=start_VN.dtype, device=start_VN.device)

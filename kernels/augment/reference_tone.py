@@ -24,9 +24,9 @@ def posterize(x_M3SS: Tensor, bits_M: Tensor) -> Tensor:
 def equalize(x_M3SS: Tensor) -> Tensor:
     """Each channel's histogram over 256 levels made even (PIL's rule); no gradient.
 
-    A value's level is floor(255.999 x), as torchvision's conversion to uint8.
+    A value's level is floor(255.999 x), as torchvision's conversion to uint8; NaN's is 0.
     """
-    level_M3P = (x_M3SS.detach().clamp(0, 1) * (LEVELS - 1e-3)).long().flatten(2)
+    level_M3P = (x_M3SS.detach().nan_to_num(0).clamp(0, 1) * (LEVELS - 1e-3)).long().flatten(2)
     histogram_M3L = torch.zeros(
         *level_M3P.shape[:2], LEVELS, dtype=torch.int64, device=level_M3P.device
     ).scatter_add(2, level_M3P, torch.ones_like(level_M3P))

@@ -96,10 +96,12 @@ def _bad_options(x: Tensor, table: Table) -> Iterator[BadCall]:
     base = Settings()
     for size in (0, -3, 2.5, True, "8"):
         yield BadCall(f"size {size!r}", x, table, ("size", repr(size)), {"size": size})
+    yield BadCall("huge size", x, table, ("size", "2147483648"), {"size": 1 << 31})
     for name, value in (
         ("interpolation", "lanczos"), ("hue", "lab"), ("affine_interpolation", "bicubic"),
         ("dtype", torch.float16), ("memory_format", torch.preserve_format), ("blur_window", 4),
-        ("blur_window", -1), ("blur_window", 3.0), ("mean", (0.5, 0.5, 0.5)),
+        ("blur_window", -1), ("blur_window", 3.0), ("blur_window", (1 << 31) + 1),
+        ("mean", (0.5, 0.5, 0.5)),
     ):  # fmt: skip
         words = (f"settings.{name}", str(value))
         changed: dict[str, Any] = {name: value}
@@ -108,6 +110,7 @@ def _bad_options(x: Tensor, table: Table) -> Iterator[BadCall]:
     for name, mean, std in (
         ("mean", (0.5, 0.5), (1.0, 1.0, 1.0)), ("std", (0.5, 0.5, 0.5), (1.0, 0.0, 1.0)),
         ("mean", (0.5, math.nan, 0.5), (1.0, 1.0, 1.0)),
+        ("mean", (0.5, 1e300, 0.5), (1.0, 1.0, 1.0)), ("std", (0.5, 0.5, 0.5), (1.0, 1e-50, 1.0)),
     ):  # fmt: skip
         wrong = {"settings": replace(base, mean=mean, std=std)}  # type: ignore[arg-type]
         yield BadCall(f"{name} {mean} {std}", x, table, (f"settings.{name}",), wrong)

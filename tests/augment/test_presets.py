@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from fastssl.augment import OPERATORS, PRESETS, preset, sample
+from fastssl.augment.policy import Ranges
 from fastssl.augment.presets import amortised_5, dissl
+from fastssl.kernels.augment.op import augment
 from fastssl.kernels.augment.table import JITTER_ORDERS, STAGES
 
 N = 4000
@@ -157,3 +159,29 @@ def test_five_bits_decide_which_of_five_operators_run():
 def test_an_unknown_name_says_what_may_be_meant():
     with pytest.raises(ValueError, match=r"--augment: expected one of .*did you mean 'simclr'"):
         preset("simcrl", image_size=32)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_renders_views_of_a_pixel_or_two(name, side):
+    policy = preset(name, image_size=side)
+    for step in range(4):
+        drawn = drawn_of(policy, step=step, n=16, side=side)
+        for group, table in zip(policy.groups, drawn.tables, strict=True):
+            images = torch.rand(16, 3, side, side)
+            if group.size == side:
+                assert augment(images, table, size=side, settings=group.settings).isfinite().all()
+
+
+def test_sides_of_no_pixel_are_refused_by_the_option():
+    with pytest.raises(ValueError, match="^--image-size: .* received 0"):
+        preset("simclr", image_size=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("crop", "center"), ("jitter_order", "fixd"), ("sigma", (0.1, float("inf")))],
+)
+def test_ranges_refuse_unknown_words_and_what_is_not_finite(name, value):
+    with pytest.raises(ValueError, match=f"^Ranges: {name} must"):
+        Ranges(**{name: value})

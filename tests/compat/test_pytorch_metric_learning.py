@@ -247,3 +247,15 @@ def test_a_pair_that_is_both_is_refused():
     index = torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match="pairs that are both"):
         ours.SupConLoss()(*drawn(0, (6, 3)), indices_tuple=(index, index + 1, index, index + 1))
+
+
+@every_loss
+@pytest.mark.parametrize("where", ["embeddings", "one label", "all labels"])
+def test_nan_does_what_it_does_in_the_original(name, where):
+    (z,), labels = drawn(0, (8, 3)), labels_of(0, 8, 2).double()
+    if where == "embeddings":
+        z[2] = torch.nan
+    else:
+        labels[2 if where == "one label" else slice(None)] = torch.nan
+    mine, peer = (loss_fn(z, labels) for loss_fn in both(name))
+    torch.testing.assert_close(mine, peer, equal_nan=True)

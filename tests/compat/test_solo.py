@@ -136,3 +136,11 @@ def test_bad_calls_are_refused():
     ):
         with pytest.raises(ValueError, match="temperature must be non-zero"):
             loss()
+
+
+def test_an_empty_queue_leaves_the_positives_alone():
+    query, key, queue = drawn(0, (4, 5), (4, 5), (5, 0))
+    query.requires_grad_()
+    loss = mocov2plus_loss_func(query, key, queue)
+    assert loss == moco_formula(query, key, queue, 0.1) == 0
+    assert (torch.autograd.grad(loss, query)[0] == 0).all()

@@ -11,7 +11,7 @@ from fastssl.kernels.augment import reference, spec
 from fastssl.kernels.augment.op import augment
 from fastssl.kernels.augment.settings import Settings
 from fastssl.kernels.augment.spec_refusals import bad_calls
-from fastssl.kernels.augment.table import STAGES, Table
+from fastssl.kernels.augment.table import STAGE_BIT, STAGES, Table
 
 SIZES = [(17, 23), (40, 12), (33, 33)]
 PHOTOMETRIC = ("jitter", "gray", "blur", "solarize", "erase")
@@ -253,3 +253,48 @@ def test_the_reference_answers_where_there_is_no_library(monkeypatch, tmp_path):
             assert torch.equal(augment(images, table, size=7), exact)
     finally:
         compiled.library.cache_clear()
+
+
+def test_the_operator_itself_refuses_what_it_would_read_wrongly():
+    image, table = torch.rand(1, 3, 12, 12), every_stage(sizes=[(12, 12)] * 64)
+    values_VNP, codes_VNC = table.values_VNP[:, :1], table.codes_VNC[:, :1]
+    flat, size = Settings().flat(), 7
+    for values, codes, name in (
+        (table.values_VNP, table.codes_VNC, "table.values_VNP"),
+        (values_VNP, codes_VNC.long(), "table.codes_VNC"),
+        (values_VNP, table.codes_VNC, "table.codes_VNC"),
+    ):
+        with pytest.raises(ValueError, match=f"^augment: {name}"):
+            torch.ops.fastssl.augment([image], None, values, codes, size, *flat)
+    short = torch.ones(2, 1, 3, 6, 6)
+    with pytest.raises(ValueError, match="^augment: grad"):
+        torch.ops.fastssl.augment_backward(
+            short, [image], None, values_VNP, codes_VNC, size, *flat, True
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_sliver_at_the_edge_of_its_image_is_its_last_pixel(interpolation, dtype):
+    image = torch.rand(1, 3, 32, 32, dtype=dtype)
+    table = spec.still([(32, 32)], dtype=dtype)
+    for begin, extent in (("left", "width"), ("top", "height")):
+        table.value(begin).fill_(31.9999)
+        table.value(extent).fill_(1e-3)
+    settings = Settings(interpolation=interpolation)
+    corner = image[..., -1:, -1:].expand(1, 3, 4, 4)
+    views = augment(image, table, size=4, settings=settings)[0]
+    torch.testing.assert_close(views, corner, rtol=0, atol=1e-6)
+    exact = reference.forward([image], None, table.values_VNP, table.codes_VNC, 4, settings)
+    torch.testing.assert_close(exact[0], corner, rtol=0, atol=1e-6)
+
+
+def test_equalize_takes_nan_as_the_darkest_level():
+    image = torch.rand(1, 3, 12, 12)
+    image[0, 1, 3:5, 2] = torch.nan
+    table = spec.still([(12, 12)])
+    table.code("stages").fill_(STAGE_BIT["equalize"])
+    views = augment(image, table, size=12)
+    exact = reference.forward([image], None, table.values_VNP, table.codes_VNC, 12, Settings())
+    assert exact.isfinite().all()
+    torch.testing.assert_close(views[:, :, [0, 2]], exact[:, :, [0, 2]])

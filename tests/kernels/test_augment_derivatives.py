@@ -261,3 +261,18 @@ def test_invclr_s_jitter_is_exact():
         x = torch.einsum("ij,jhw->ihw", to_rgb @ rotation @ to_yiq, x)
         x = luma(x).expand(3, -1, -1) if n == 1 else x
         torch.testing.assert_close(found[n], x, rtol=1e-6, atol=1e-7)
+
+
+def test_a_box_that_touches_the_edge_has_the_same_gradient_with_and_without_a_graph():
+    generator = torch.Generator().manual_seed(3)
+    image = torch.rand(1, 3, WIDTH, WIDTH, generator=generator)
+    weights = torch.rand(1, 1, 3, SIZE, SIZE, generator=generator)
+    table = spec.still([(WIDTH, WIDTH)])  # whole: four edges touch, no tap at a kink
+    values = table.values_VNP.requires_grad_()
+    views = augment(image, Table(values, table.codes_VNC), size=SIZE)
+    for_once, graph = (
+        torch.autograd.grad(views, values, weights, retain_graph=True, create_graph=again)[0]
+        for again in (False, True)
+    )
+    assert for_once[..., :4].abs().min() > 1e-3
+    torch.testing.assert_close(graph, for_once, rtol=1e-4, atol=1e-5)

@@ -164,3 +164,41 @@ def test_metrics_cost_no_second_pass(case, monkeypatch):
         assert len(calls) == 0  # an operator of its own, which the metrics do not run again
     else:
         assert len(calls) - alone == max(alone, 1)  # ntxent itself is one
+
+
+METERED = (
+    losses.InfoNCELoss(),
+    losses.CLIPLoss(),
+    losses.NTXentLoss(),
+    losses.MultiCropNTXentLoss(),
+    losses.DCLLoss(),
+    losses.CISSLLoss(),
+)
+EACH = pytest.mark.parametrize("loss_fn", METERED, ids=lambda loss_fn: type(loss_fn).__name__)
+
+
+@EACH
+def test_collapsed_embeddings_score_no_hit(loss_fn):
+    z = torch.randn(1, 96).repeat(200, 1)
+    assert loss_fn.with_metrics(z, z.clone())[1].top1 == 0
+    assert losses.SupConLoss().with_metrics(z, torch.arange(200) // 4)[1].top1 == 0
+
+
+@EACH
+def test_nan_embeddings_give_nan(loss_fn):
+    z = torch.randn(8, 5)
+    broken = z.clone()
+    broken[3] = torch.nan
+    assert loss_fn.with_metrics(broken, z)[1].top1.isnan()
+    assert losses.SupConLoss().with_metrics(broken, torch.arange(8) // 2)[1].top1.isnan()
+
+
+def test_autocast_changes_no_metric():
+    z = torch.randn(12, 8)
+    for call in (
+        lambda: losses.SupConLoss().with_metrics(z, torch.arange(12) // 3)[1],
+        lambda: losses.MultiCropNTXentLoss().with_metrics(z, z + 0.1)[1],
+    ):
+        expected = call()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert call() == expected
