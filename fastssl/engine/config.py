@@ -20,7 +20,7 @@ class TrainConfig:
 
     method: str = "simclr"
     """Method to train: simclr, mocov2, mocov3, simsiam, byol, swav, dino, barlow, vicreg, supcon,
-    invclr, amortised, cissl, dissl, stochastic or mtslvr (its own options are listed below with these)."""
+    invclr, amortised, cissl, dissl, stochastic or mtslvr. Its own options are listed with these."""
     data: str = "spirograph"
     """`spirograph` (embedded, procedural); a folder of images, nested or flat; WebDataset shards
     (a folder of .tar files, or DIR/shard-{000..009}.tar); arrays (.npz, .safetensors with images
