@@ -158,7 +158,8 @@ def amortised_2(image_size: int, num_views: int = 2) -> Policy:
     crop area .08-1 and flip .5; without it the middle 7/8 of each side (224 of 256). Appearance
     alone: jitter .8 of +-(.4, .4, .2, .1), grey .2, blur .5, solarize .2; both: the same without
     solarize. These are their numbers of November 2022 but for the 7/8 (then the whole image): later
-    ones apply grey always, so that the corner never sees a colour. Under 64 px: the whole image, half the jitter and no blur (ours).
+    ones apply grey always, so that the corner never sees a colour. Under 64 px: the whole image,
+    half the jitter and no blur (ours).
     """
     small = image_size < SMALL
     by = reach(0.2, 0.2, 0.1, 0.05) if small else reach(0.4, 0.4, 0.2, 0.1)

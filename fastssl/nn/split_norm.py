@@ -45,12 +45,12 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             None if t is None else torch.zeros_like(t).repeat(self.num_splits)
             for t in (self.running_mean, self.running_var)
         )
-        affine = (
+        weight, bias = (
             None if t is None else t.repeat(self.num_splits) for t in (self.weight, self.bias)
         )
         parts = x_NCHW.contiguous().view(n // self.num_splits, c * self.num_splits, h, w)
         # momentum 1: the statistics of this batch alone
-        out = F.batch_norm(parts, mean, var, *affine, True, 1.0, self.eps).view(n, c, h, w)
+        out = F.batch_norm(parts, mean, var, weight, bias, True, 1.0, self.eps).view(n, c, h, w)
         if mean is not None and var is not None:
             self._follow(*(t.view(self.num_splits, c).mean(0) for t in (mean, var)))
         if x_NCHW.is_contiguous():

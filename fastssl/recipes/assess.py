@@ -42,10 +42,7 @@ def evaluate(
     label of tones, None for the run's. Raises ValueError for a folder that is no run, a damaged
     export, or labels that do not fit.
     """
-    counts = {"train-images": train_images, "test-images": test_images, "k": options.get("k")}
-    for flag, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"--{flag}: expected at least 1, received {count}")
+    _check_counts({"train-images": train_images, "test-images": test_images, "k": options.get("k")})
     run = read_run(folder)
     net = load_encoder(folder, run)
     data = data or run.train.data
@@ -71,6 +68,12 @@ def evaluate(
         encode: Any = Conditioned(net, where) if told else encoder(by_default(net), where)
         metrics = dict(readout(encode))
     return make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate", factor=factor)
+
+
+def _check_counts(counts: dict[str, int | None]) -> None:
+    for flag, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"--{flag}: expected at least 1, received {count}")
 
 
 def _fitting(data: str, run: Run, folder: Path) -> bool:
