@@ -45,8 +45,7 @@ class _Remade(torch.autograd.Function):
 
     @staticmethod
     def forward(formula: Formula, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        # a derivative taken inside of the formula leaves its graph, and so the tile, on the results
-        return tuple(x.detach() for x in formula(*inputs))
+        return formula(*inputs)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
