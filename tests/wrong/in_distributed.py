@@ -38,7 +38,7 @@ MUTANTS = (
     Mutant(
         "sum-over-ranks-keeps-its-gradient-at-home",
         LAYER,
-        "return _reduced(grad, ctx.group), None",
+        "return _SumOverRanks.apply(grad, ctx.group), None",
         "return grad, None",
         (f"{TRAINED}[two-DISSL]",),
     ),

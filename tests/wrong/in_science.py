@@ -16,8 +16,8 @@ METHODS = (
     Mutant(
         "simclr-trains-the-backbone-alone",
         "fastssl/methods/simclr.py",
-        "self.projector(self.features(torch.cat(views)))",
-        "self.features(torch.cat(views))",
+        "self.projector(h_MF).chunk(2)",
+        "h_MF.chunk(2)",
         (CONTRACT,),
     ),
     Mutant(
@@ -93,8 +93,8 @@ AUGMENT = (
     Mutant(
         "augment-table-does-not-reach-the-method",
         "fastssl/engine/step.py",
-        "self._forward(batch.views, batch.table)",
-        "self._forward(batch.views, batches[0].table)",
+        "table = self._leaves(batch.table)",
+        "table = self._leaves(batches[0].table)",
         ("tests/engine/test_step.py::test_a_method_gets_the_table_of_its_own_micro_batch",),
     ),
     _policy("shift-copies-the-sign", "counter", "(1 << (64 - places)) - 1", "-1", "test_counter"),
