@@ -51,7 +51,7 @@ def facts(*, threads: int, device: str = "cpu") -> dict[str, object]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -139,7 +139,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _commit() -> str:
+def commit() -> str:
     return _git(["rev-parse", "--short", "HEAD"]) + ("+changes" if _git(["status", "-s"]) else "")
 
 

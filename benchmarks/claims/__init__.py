@@ -1,0 +1,1 @@
+"""The papers' claims at the scale of two cores: ``python -m benchmarks.claims NAME``."""

@@ -1,0 +1,73 @@
+"""A claim's figures, each seed in a process of its own; a seed that is done is kept."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from benchmarks.machine import commit
+from fastssl.engine.files import write_json
+
+Length = Literal["full", "quick"]
+Kept = dict[str, Any]  # {"seed": 0, "commit": ..., "minutes": ..., "figures": {name: value}}
+
+
+def claim_module(name: str) -> Any:
+    """``benchmarks.claims.NAME``: TITLE, PAPER, one_seed(seed, length=, folder=), rows(figures)."""
+    return importlib.import_module(f"benchmarks.claims.{name.replace('-', '_')}")
+
+
+def measure_here(name: str, seed: int, *, length: Length, folder: Path, threads: int) -> Kept:
+    """Measure one seed in this process and keep the figures in ``folder``."""
+    torch.set_num_threads(threads)
+    begun = time.monotonic()
+    figures = claim_module(name).one_seed(seed, length=length, folder=folder / f"seed{seed}")
+    minutes = round((time.monotonic() - begun) / 60, 1)
+    kept = {"seed": seed, "commit": commit(), "minutes": minutes, "figures": figures}
+    write_json(_file(folder, seed), kept)
+    return kept
+
+
+def measure_all(
+    name: str, seeds: Sequence[int], *, length: Length, folder: Path, jobs: int, threads: int
+) -> list[Kept]:
+    """All seeds, ``jobs`` at a time. RuntimeError names the seed that failed and its log."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def one(seed: int) -> Kept:
+        file = _file(folder, seed)
+        if file.is_file():
+            print(f"seed {seed}: kept from an earlier run ({file})")
+            return json.loads(file.read_text())
+        log = folder / f"seed{seed}.log"
+        command = [sys.executable, "-m", "benchmarks.claims", name, "--only-seed", str(seed)]
+        command += ["--work", str(folder), "--length", length, "--threads", str(threads)]
+        with open(log, "a", encoding="utf-8") as output:
+            done = subprocess.run(command, stdout=output, stderr=output, check=False)
+        if done.returncode or not file.is_file():
+            raise RuntimeError(f"seed {seed} failed with status {done.returncode}; see {log}")
+        kept = json.loads(file.read_text())
+        print(f"seed {seed}: {kept['minutes']} minutes")
+        return kept
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(one, seeds))
+
+
+def by_name(kept: Sequence[Kept]) -> dict[str, list[float]]:
+    """{figure: one value per seed}."""
+    names = kept[0]["figures"]
+    return {name: [seed["figures"][name] for seed in kept] for name in names}
+
+
+def _file(folder: Path, seed: int) -> Path:
+    return folder / f"seed{seed}.json"
