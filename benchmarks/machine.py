@@ -140,6 +140,7 @@ def _version(name: str) -> str | None:
 
 
 def commit() -> str:
+    """The commit that is checked out, "+changes" behind it where the tree differs from it."""
     return _git(["rev-parse", "--short", "HEAD"]) + ("+changes" if _git(["status", "-s"]) else "")
 
 
