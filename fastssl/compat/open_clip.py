@@ -71,7 +71,9 @@ class ClipLoss(nn.Module):
         """Loss, (), of (N, D) features, or {"contrastive_loss": loss}."""
         _check_pairs("ClipLoss", image_features, text_features)
         image_ND, text_ND = widened(image_features), widened(text_features)
-        scale = logit_scale.reshape(()) if isinstance(logit_scale, Tensor) else logit_scale
+        scale = logit_scale
+        if isinstance(scale, Tensor):  # its gradient is a difference: summed before it is rounded
+            scale = widened(scale.reshape(()))
         if self.world_size > 1:
             loss = self._over_ranks(image_ND, text_ND, scale)
         else:

@@ -128,3 +128,18 @@ def test_siglip_over_ranks_needs_a_process_group():
 def test_an_unknown_exchange_is_refused():
     with pytest.raises(ValueError, match="dist_impl must be one of .* received 'ring'"):
         ours.SigLipLoss(dist_impl="ring")
+
+
+def test_the_gradient_of_a_16_bit_scale_is_rounded_once():
+    """It is a small difference of two sums: rounded one by one, they leave noise."""
+    generator = torch.Generator().manual_seed(16)
+    rows = [F.normalize(torch.randn(64, 16, generator=generator), dim=1) for _ in range(2)]
+    rows = [x_ND.bfloat16() for x_ND in rows]
+
+    def gradient(dtype):
+        scale = torch.tensor(1.0, dtype=dtype, requires_grad=True)
+        ours.ClipLoss()(*(x_ND.to(dtype) for x_ND in rows), scale).backward()
+        return scale.grad.item()
+
+    exact = gradient(torch.float64)
+    assert gradient(torch.bfloat16) == pytest.approx(exact, rel=2**-8)
