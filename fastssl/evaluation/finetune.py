@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,50 +44,59 @@ class Images:
         self.view = view or (lambda position_n, epoch: clean(position_n))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How the net is trained. ``lr`` is that of 256 images and scales with the batch; ``fraction``
+    is the share of the train labels, see evaluation.fractions. ValueError for what cannot be."""
+
+    lr: float = 0.05
+    epochs: int = 30
+    batch_size: int = 256
+    fraction: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.lr < math.inf and self.epochs >= 1 and self.batch_size >= 2):
+            raise ValueError(
+                "finetune: expected --lr above 0, --epochs of at least 1 and --batch-size of at "
+                f"least 2, received {self.lr:g}, {self.epochs} and {self.batch_size}"
+            )
+
+
 def finetune(
     encoder: nn.Module,
     train: Images,
     test: Images,
     *,
-    lr: float = 0.05,
-    epochs: int = 30,
-    batch_size: int = 256,
-    fraction: float = 1.0,
-    seed: int = 0,
+    tuning: Tuning | None = None,
     names: Sequence[str] = (),
     device: torch.device | None = None,
 ) -> Iterator[tuple[str, float]]:
     """Yields ("finetune_top1", .) or ("mse", .) and the like, ("best_epoch", .), ("images", .).
 
-    encoder: (n, C, S, S) -> (n, F); it is not changed. lr is that of 256 images and scales with
-    the batch. fraction: share of the train labels that is used, see evaluation.fractions.
+    encoder: (n, C, S, S) -> (n, F); it is not changed.
     """
-    if not (0 < lr < math.inf and epochs >= 1 and batch_size >= 2):
-        raise ValueError(
-            "finetune: expected --lr above 0, --epochs of at least 1 and --batch-size of at least "
-            f"2, received {lr:g}, {epochs} and {batch_size}"
-        )
-    kept_n = subset(train.target_N, fraction, seed=seed)
+    tuning = tuning or Tuning()
+    kept_n = subset(train.target_N, tuning.fraction, seed=tuning.seed)
     if len(kept_n) < 10:
         raise ValueError(f"finetune: expected at least 10 labelled images, received {len(kept_n)}")
     where = device or torch.device("cpu")
     goal = Goal.of(train.target_N[kept_n])
     fit_n, held_m = (kept_n[part] for part in hold_out(len(kept_n)))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(tuning.seed)
     encoder = copy.deepcopy(encoder).requires_grad_(True).to(where)
     with torch.no_grad():
         width = encoder.eval()(train.clean(fit_n[:1].numpy()).to(where)).shape[1]
     net = nn.Sequential(encoder, head(width, goal.width, (), generator).to(where))
     best, least, state = 0, math.inf, {}
-    rate = lr * batch_size / 256
-    for epoch in _trained(net, train, fit_n, goal, rate, epochs, batch_size, generator):
+    for epoch in _trained(net, train, fit_n, goal, tuning, generator):
         answer_mD = _outputs(net, train, held_m)
         loss = float(goal.loss(answer_mD, goal.scaled(train.target_N[held_m])))
         if loss < least:
             best, least = epoch, loss
             state = {key: value.detach().clone() for key, value in net.state_dict().items()}
     if not state:
-        raise ValueError(f"finetune: the loss is not finite with --lr {lr:g}; take a smaller one")
+        raise ValueError(f"finetune: the loss is not finite; take an --lr below {tuning.lr:g}")
     net.load_state_dict(state)
     answer_MD = _outputs(net, test, torch.arange(len(test.target_N)))
     yield from goal.scores("finetune", answer_MD, test.target_N, names)
@@ -99,21 +109,20 @@ def _trained(
     train: Images,
     fit_n: Tensor,
     goal: Goal,
-    rate: float,
-    epochs: int,
-    batch_size: int,
+    tuning: Tuning,
     generator: torch.Generator,
 ) -> Iterator[int]:
     """Trains; yields 1, 2, ... after each epoch. Batches are of a size, give or take one image."""
+    rate = tuning.lr * tuning.batch_size / 256
     optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, nesterov=True)
     device = next(net.parameters()).device
-    per_epoch = math.ceil(len(fit_n) / batch_size)
+    per_epoch = math.ceil(len(fit_n) / tuning.batch_size)
     y_N, step = goal.scaled(train.target_N), 0
-    for epoch in range(epochs):
+    for epoch in range(tuning.epochs):
         net.train()
         order_n = fit_n[torch.randperm(len(fit_n), generator=generator)]
         for some_n in order_n.tensor_split(per_epoch):
-            turn = math.pi * step / (per_epoch * epochs)
+            turn = math.pi * step / (per_epoch * tuning.epochs)
             optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(turn)) / 2
             x_nCSS = train.view(some_n.numpy(), epoch).to(device)
             with torch.enable_grad():
