@@ -116,10 +116,7 @@ class SpirographSource:
 
     def labelled(self, split: str, limit: int | None = None) -> Labelled:
         """The first ``limit`` objects of "train" or "test", one fresh keyed view of each."""
-        sizes = {"train": NUM_TRAIN, "test": NUM_TEST}
-        if split not in sizes:
-            raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-        index_n = np.arange(min(limit or sizes[split], sizes[split]))
+        index_n = np.arange(_count(split, limit))
         target_nT = _tensor(draw_targets(index_n, seed=self._seed, split=split))
 
         def drawn(position_N: np.ndarray, epoch: int, **bounds: Any) -> Tensor:
@@ -162,6 +159,13 @@ class SpirographSource:
     @torch.no_grad()
     def _render(self, target_NT: Tensor, nuisance_NA: Tensor) -> Tensor:
         return render(target_NT, nuisance_NA, side=self.image_shape[-1])
+
+
+def _count(split: str, limit: int | None) -> int:
+    sizes = {"train": NUM_TRAIN, "test": NUM_TEST}
+    if split not in sizes:
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    return min(limit or sizes[split], sizes[split])
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -83,7 +83,10 @@ def sgd_probe(
     losses = []
     for decay in schedule.weight_decays:
         net = train_probe(x_NF[fit_n], y_N[fit_n], goal.width, decay, schedule)
-        losses.append(float(goal.loss(outputs(net, x_NF[held_m]), y_N[held_m])))
+        loss = float(goal.loss(outputs(net, x_NF[held_m]), y_N[held_m]))
+        losses.append(loss if math.isfinite(loss) else math.inf)
+    if not math.isfinite(min(losses)):
+        raise ValueError(f"{name}: the loss is not finite; take an --lr below {schedule.lr:g}")
     chosen = schedule.weight_decays[losses.index(min(losses))]
     net = train_probe(x_NF, y_N, goal.width, chosen, schedule)
     answer_MD = outputs(net, test_MF.float().to(where)).cpu()

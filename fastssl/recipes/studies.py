@@ -77,7 +77,7 @@ def make_study(
 def _averaging(train: Any, test: Any, encode: FeaturesFn, *, averages: tuple[int, ...]) -> Metrics:
     _refuse_still("averaging", train)
 
-    def features_of(draw: int) -> tuple[Tensor, Tensor]:
+    def of_draw(draw: int) -> tuple[Tensor, Tensor]:
         return tuple(  # type: ignore[return-value]
             features_of(encode, part, Look(draw=draw)) for part in (train, test)
         )
@@ -87,7 +87,7 @@ def _averaging(train: Any, test: Any, encode: FeaturesFn, *, averages: tuple[int
             return ridge.ridge(train_NF, train.target, test_NF, test.target, names=train.names)
         return linear.linear(train_NF, train.target, test_NF, test.target)
 
-    return averaging.averaging(features_of, readout, averages=averages)
+    return averaging.averaging(of_draw, readout, averages=averages)
 
 
 def _meter(train: Any, test: Any, encode: FeaturesFn, *, draws: int) -> Metrics:

@@ -12,6 +12,15 @@ from fastssl.recipes.encoders import encoder_of
 from fastssl.train import main as train
 
 FEW = {"train_limit": 40, "test_limit": 20}
+SOUND_VERBS = {
+    "simclr": [
+        ("averaging", ["--averages", "1", "2"]),
+        ("meter", ["--draws", "2"]),
+        ("few-shot", "--ways 2 --queries 1 --episodes 20".split()),
+    ],
+    "mtslvr": [("sensitivity", ["--parts", "2"]), ("weight-shares", ["--parts", "2"])],
+    "amortised": [("finetune", ["--epochs", "1", "--batch-size", "16"])],
+}
 
 
 @pytest.fixture
@@ -48,6 +57,12 @@ def test_a_run_on_tones_ends_in_a_score_and_an_encoder_that_loads(method, few, c
     flags = ["--train-images", "40", "--test-images", "20", "--factor", "pitch_class"]
     assert evaluate(["knn", "--run", str(folder), *flags, "--device", "cpu"]) == 0
     assert "label: pitch_class" in capsys.readouterr().out
+    for verb, own in SOUND_VERBS[method]:
+        assert evaluate([verb, "--run", str(folder), *flags, *own, "--device", "cpu"]) == 0
+    assert len(capsys.readouterr().out) > 100
+    refused = ["robustness", "--run", str(folder), *flags, "--device", "cpu"]
+    assert evaluate(refused) == 2
+    assert "needs data whose variation can be shifted" in capsys.readouterr().err
 
 
 def test_the_preview_shows_sounds(few, capsys):
