@@ -121,7 +121,7 @@ class SpirographSource:
 
         def drawn(position_N: np.ndarray, epoch: int, **bounds: Any) -> Tensor:
             stream = f"readout/{split}"
-            key = {"seed": self._seed, "epoch": epoch, "stream": stream}
+            key: dict[str, Any] = {"seed": self._seed, "epoch": epoch, "stream": stream}
             return _tensor(draw_nuisances(index_n[position_N], **key, **bounds))
 
         nuisance_nA = drawn(np.arange(len(index_n)), 0)

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fastssl.evaluation import finetune, fractions, linear, ridge, robustness, sensitivity
+from fastssl.evaluation.features import standardise
 from fastssl.evaluation.knn import top_accuracies
 from fastssl.evaluation.sgd_probe import Schedule, sgd_probe
 from fastssl.recipes.feature_cache import CLEAN, KeptEncoder, Look, features_of
@@ -164,7 +165,7 @@ def weight_shares(train: Any, test: Any, encode: Any, *, parts: int) -> Metrics:
     train_NF, test_MF = clean_features(train, test, encode)
     width = _part_width(train_NF, parts)
     penalty = linear.choose_penalty(train_NF, train.target, linear.PENALTIES)
-    train_NF, test_MF = linear.standardise(train_NF, test_MF)
+    train_NF, test_MF = standardise(train_NF, test_MF)
     weight_CF, bias_C = linear.fit(train_NF, train.target, penalty)
     yield from top_accuracies("linear", test_MF @ weight_CF.T + bias_C, test.target)
     widths = (width,) * parts
