@@ -229,8 +229,6 @@ def _main(argv: list[str]) -> int:
     kind = next(name for name, verb in VERBS.items() if type(config) is verb)
     shared = {field.name for field in fields(Common)}
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in shared}
-    if kind == "fractions":  # the verb's own name is taken in what it calls
-        options = {"fractions_of_labels": options["fractions"]}
     record = assess.evaluate(
         kind,
         subject=_subject(config, assess),

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from fastssl.evaluation import finetune, fractions, linear, ridge, robustness, sensitivity
+from fastssl.evaluation import finetune, linear, ridge, robustness, sensitivity
 from fastssl.evaluation.features import standardise
+from fastssl.evaluation.fractions import fractions as by_fraction
 from fastssl.evaluation.knn import top_accuracies
 from fastssl.evaluation.sgd_probe import Schedule, sgd_probe
 from fastssl.recipes.feature_cache import CLEAN, KeptEncoder, Look, features_of
@@ -66,9 +67,7 @@ def target_names(part: Any) -> tuple[str, ...]:
     return part.names if part.task == "regression" else ()
 
 
-def label_fractions(
-    train: Any, test: Any, encode: Any, *, fractions_of_labels: tuple[float, ...]
-) -> Metrics:
+def label_fractions(train: Any, test: Any, encode: Any, *, fractions: tuple[float, ...]) -> Metrics:
     """The usual readout from fewer and fewer labels."""
     train_NF, test_MF = clean_features(train, test, encode)
 
@@ -77,7 +76,7 @@ def label_fractions(
             return ridge.ridge(some_NF, label_N, test_MF, test.target, names=train.names)
         return linear.linear(some_NF, label_N, test_MF, test.target)
 
-    return fractions.fractions(train_NF, train.target, readout, shares=fractions_of_labels)
+    return by_fraction(train_NF, train.target, readout, shares=fractions)
 
 
 def fine_tuning(
