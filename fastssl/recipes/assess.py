@@ -98,7 +98,7 @@ def evaluate(
     make = make_study if kind in STUDIES else make_readout
     readout = make(source, kind, train_limit=train_images, test_limit=test_images, **options)
     with torch.no_grad():
-        encode: Any = _encoder(subject, where, told=kind == "invariance")
+        encode: Any = _encoder(kind, subject, where)
         metrics = dict(readout(encode))
     record = make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate", factor=factor)
     record["encoder"] = subject.name
@@ -106,9 +106,9 @@ def evaluate(
     return record
 
 
-def _encoder(subject: Subject, device: torch.device, *, told: bool) -> Any:
-    """``told``: a function of images and an invariance vector."""
-    if told:
+def _encoder(kind: str, subject: Subject, device: torch.device) -> Any:
+    """A function of images; for some kinds of readout one of a form of their own."""
+    if kind == "invariance":
         return Conditioned(subject.net, device)
     kept = None if subject.folder is None else subject.folder / KEPT
     train = subject.run.train
