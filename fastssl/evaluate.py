@@ -1,7 +1,8 @@
 """``python -m fastssl.evaluate VERB --run DIR``: score a run's exported encoder.
 
-Needs the run's config.yaml and export/backbone.safetensors, no checkpoint. Each number is printed
-with its protocol and appended to DIR/evaluation/scores.jsonl.
+Needs the run's config.yaml and export/backbone.safetensors, no checkpoint; or --weights FILE with
+--backbone NAME, any encoder in safetensors. Each number is printed with its protocol and appended
+to DIR/evaluation/scores.jsonl; features are kept beside it for the next verb. docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastssl import _extras
 from fastssl._cli import guarded, parse_verb
@@ -20,6 +21,7 @@ Score the encoder that a run exported.
 
   python -m fastssl.evaluate ridge --run runs/simclr-spirograph-1
   python -m fastssl.evaluate knn --run runs/simclr-photos-1 --data other_photos
+  python -m fastssl.evaluate linear --weights net.safetensors --backbone resnet50 --data photos
 """
 
 
@@ -27,8 +29,20 @@ Score the encoder that a run exported.
 class Common:
     """Settings of every read-out."""
 
-    run: Path
+    run: Path | None = None
     """Run folder with config.yaml and export/backbone.safetensors."""
+    weights: Path | None = None
+    """Instead of --run: a safetensors file with the tensors of --backbone."""
+    backbone: str | None = None
+    """With --weights: convnet, or the name of a torchvision or timm model."""
+    image_size: int | None = None
+    """With --weights: side of the images in pixels. Default: 224, 32 for Spirograph."""
+    prefix: str | None = None
+    """With --weights: what the encoder's keys begin with, as `backbone.`. Default: found out."""
+    json: Path | None = None
+    """File that the record is written to, beside the run's evaluation/scores.jsonl."""
+    cache: Literal["keep", "off"] = "keep"
+    """Features of a run: kept in RUN/evaluation for the next verb, or neither read nor written."""
     data: str | None = None
     """Data to score on: `spirograph`, `tones` or a folder with one sub-folder per class. Default:
     the data of the run."""
@@ -110,6 +124,79 @@ class Invariance(Common):
     """Steps of the vector."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinearSgd(Common):
+    """Linear probe by SGD as papers report it; weight decay chosen on a fifth of train."""
+
+    lr: float = 0.3
+    """Learning rate at the start of its cosine."""
+    epochs: int = 100
+    """Epochs."""
+    batch_size: int = 512
+    """Features of a step."""
+    weight_decays: tuple[float, ...] = (1e-4, 1e-5, 1e-6)
+    """Tried on every fifth train image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp(LinearSgd):
+    """MLP probe by SGD: hidden layers with BatchNorm and ReLU; otherwise as linear-sgd."""
+
+    hidden_dims: tuple[int, ...] = (2048, 2048)
+    """Widths of the hidden layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fractions(Common):
+    """Linear probe (ridge for continuous targets) from shares of the labels, stratified."""
+
+    fractions: tuple[float, ...] = (0.05, 0.1857, 0.3214, 0.4571, 0.5929, 0.7286, 0.8643, 1.0)
+    """Shares of each class of the train split. Default: InvCLR's linspace(.05, 1, 8)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Common):
+    """Fine-tuning of the whole encoder; the epoch is chosen on a fifth of the labelled images."""
+
+    lr: float = 0.05
+    """Learning rate for a batch of 256; scales with the batch."""
+    epochs: int = 30
+    """Epochs."""
+    batch_size: int = 256
+    """Images of a step."""
+    fraction: float = 1.0
+    """Share of the train labels that is used, stratified."""
+    views: Literal["usual", "clean", "crop", "policy"] = "usual"
+    """Trained on: clean images, random crops, or views of the run's policy. Usual: crops of images,
+    else the policy's views."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness(Common):
+    """Score under shifted or widened variation, readout fitted anew and left as it was."""
+
+    shift: str | None = None
+    """Spirograph: h, background, foreground, each also with -wide; images: jitter. Default: all."""
+    amounts: tuple[float, ...] | None = None
+    """Of the shift; of jitter its strength. Default: InvCLR's, see docs/evaluation.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity(Common):
+    """Mahalanobis distance of features from those of the augmented image, over chance."""
+
+    parts: int = 1
+    """Parts of the features, of one width, that are looked at by themselves; 2 for MT-SLVR."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightShares(Common):
+    """Shares of a linear classifier's weight on the parts of the features."""
+
+    parts: int = 2
+    """Parts of one width: MT-SLVR's halves are the contrastive and the predictive one."""
+
+
 VERBS: dict[str, type[Common]] = {
     "knn": Knn,
     "linear": Linear,
@@ -119,6 +206,13 @@ VERBS: dict[str, type[Common]] = {
     "alpha": Alpha,
     "few-shot": FewShot,
     "invariance": Invariance,
+    "linear-sgd": LinearSgd,
+    "mlp": Mlp,
+    "fractions": Fractions,
+    "finetune": Finetune,
+    "robustness": Robustness,
+    "sensitivity": Sensitivity,
+    "weight-shares": WeightShares,
 }
 
 
@@ -137,7 +231,7 @@ def _main(argv: list[str]) -> int:
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in shared}
     record = assess.evaluate(
         kind,
-        folder=config.run,
+        subject=_subject(config, assess),
         data=config.data,
         train_images=config.train_images,
         test_images=config.test_images,
@@ -148,10 +242,33 @@ def _main(argv: list[str]) -> int:
     )
     print("\n".join(assess.describe(record)))
     try:
-        assess.append_record(config.run, record)
+        if config.run is not None:
+            assess.append_record(config.run, record)
     except OSError as error:  # a score is a score, also of a run that may only be read
         print(f"fastssl: warning: the score was not recorded: {error}", file=sys.stderr)
+    if config.json is not None:
+        assess.write_record(config.json, record)
     return 0
+
+
+def _subject(config: Common, assess: Any) -> Any:
+    """What is scored; ValueError unless the flags name one thing."""
+    if (config.run is None) == (config.weights is None):
+        raise ValueError("expected --run DIR, or --weights FILE with --backbone NAME: one of them")
+    if config.weights is not None:
+        return assess.subject_of_weights(
+            config.weights,
+            backbone=config.backbone,
+            image_size=config.image_size,
+            prefix=config.prefix,
+            data=config.data,
+        )
+    for flag in ("backbone", "image_size", "prefix"):
+        if getattr(config, flag) is not None:
+            raise ValueError(
+                f"--{flag.replace('_', '-')}: goes with --weights; a run knows its own"
+            )
+    return assess.subject_of_run(config.run, cache=config.cache)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,28 @@ def sample(
     )
 
 
+SHIFTED = {"h": ("h",), "background": ("b_r", "b_g", "b_b"), "foreground": ("f_g", "f_b")}
+SHIFTS = (*SHIFTED, *(f"{name}-wide" for name in SHIFTED))
+
+
+def shifted_bounds(name: str, amount: float) -> tuple[np.ndarray, np.ndarray]:
+    """(low, high), (6,) each: the nuisances ``name`` of SHIFTS moved up by ``amount``, or widened
+    by it at both ends ("-wide").
+
+    Colours stay within 0..1 and h above 0.05. ValueError where nothing is left between the ends.
+    """
+    low, high = NUISANCE_LOW.copy(), NUISANCE_HIGH.copy()
+    columns = [NUISANCES.index(each) for each in SHIFTED[name.removesuffix("-wide")]]
+    low[columns] += -amount if name.endswith("-wide") else amount
+    high[columns] += amount
+    floor = np.where(np.array(NUISANCES) == "h", 0.05, 0.0)
+    ceiling = np.where(np.array(NUISANCES) == "h", np.inf, 1.0)
+    low, high = np.clip(low, floor, ceiling), np.clip(high, floor, ceiling)
+    if not (low < high).all():
+        raise ValueError(f"--amounts: {amount:g} leaves nothing for {name} to vary in")
+    return low, high
+
+
 def draw_targets(index_N: np.ndarray, *, seed: int, split: str) -> np.ndarray:
     """(N, 4) float64 object parameters of ``split`` ("train" or "test")."""
     return keyed.uniform(
@@ -150,7 +172,14 @@ def draw_targets(index_N: np.ndarray, *, seed: int, split: str) -> np.ndarray:
     )
 
 
-def draw_nuisances(index_N: np.ndarray, *, seed: int, epoch: int, stream: str) -> np.ndarray:
+def draw_nuisances(
+    index_N: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    stream: str,
+    bounds: tuple[np.ndarray, np.ndarray] = (NUISANCE_LOW, NUISANCE_HIGH),
+) -> np.ndarray:
     """(N, 6) float64 nuisance parameters; ``stream`` names the view or the use."""
     return keyed.uniform(
         len(NUISANCES),
@@ -158,8 +187,8 @@ def draw_nuisances(index_N: np.ndarray, *, seed: int, epoch: int, stream: str) -
         epoch=epoch,
         index_N=index_N,
         stream=f"spirograph/nuisance/{stream}",
-        low=NUISANCE_LOW,
-        high=NUISANCE_HIGH,
+        low=bounds[0],
+        high=bounds[1],
     )
 
 

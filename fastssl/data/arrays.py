@@ -21,7 +21,15 @@ from fastssl.augment import keyed
 from fastssl.augment.policy import Policy
 from fastssl.augment.presets import simclr
 from fastssl.data import rendering
-from fastssl.data.batch import Batch, Labelled, Shown, check_batch_size, part, with_classes
+from fastssl.data.batch import (
+    Batch,
+    Labelled,
+    Shown,
+    check_batch_size,
+    contents_identity,
+    part,
+    with_classes,
+)
 from fastssl.data.folder_labels import Split, check_labels, labelled_indices
 from fastssl.data.prefetch import Prefetcher
 
@@ -145,9 +153,27 @@ class ArraySource:
             index_N = chosen[position_N]
             return rendering.redrawn(self.policy, some, index_N, draw=draw, only=only)
 
+        def shift(position_N: np.ndarray, name: str, amount: float) -> Tensor:
+            some = images[torch.from_numpy(rows[position_N])]
+            index_N = chosen[position_N]
+            return rendering.jittered(self.policy, some, index_N, strength=amount)
+
         return Labelled(
-            classes, "classification", self._split.classes, render, redraw, rendering.VARIED
+            classes,
+            "classification",
+            self._split.classes,
+            render,
+            redraw,
+            rendering.VARIED,
+            shift=shift,
+            shifts=rendering.SHIFTS,
+            identity=lambda: self._identity(images, rows, chosen),
         )
+
+    def _identity(self, images: Tensor, rows: np.ndarray, chosen: np.ndarray) -> str:
+        contents = (images[row].cpu().numpy().tobytes() for row in rows.tolist())
+        what = f"{self.policy} {images.dtype} {tuple(images.shape[1:])} {chosen.tolist()}"
+        return contents_identity(what, contents)
 
 
 def array_source(

@@ -30,7 +30,7 @@ from fastssl.data.audio_decode import (
     finite,
 )
 from fastssl.data.audio_views import AudioViews
-from fastssl.data.batch import Batch, Labelled, check_batch_size, part
+from fastssl.data.batch import Batch, Labelled, check_batch_size, contents_identity, part
 from fastssl.data.folder_labels import Split, find_split, labelled_indices
 from fastssl.data.headers import BadFile
 from fastssl.data.prefetch import Prefetcher
@@ -269,7 +269,18 @@ class AudioFolderSource:
             sounds = self._decoded(good[position_N])
             return self.views.clean(torch.stack([self._cropped(s, 0.5) for s in sounds]))
 
-        return Labelled(classes, "classification", self._split.classes, render)
+        def redraw(position_N: np.ndarray, draw: int, only: str | None) -> Tensor:
+            index_N = good[position_N]
+            clip_NT = torch.stack([self._cropped(s, 0.5) for s in self._decoded(index_N)])
+            return self.views.redrawn(clip_NT, index_N, draw=draw, only=only)
+
+        def identity() -> str:
+            views, paths = self.views, (os.path.join(self._root, self._paths[i]) for i in good)
+            what = f"{self.backend} {views.policy} {views.samples} {views.sample_rate}"
+            return contents_identity(f"{what} {views.front}", map(_content, paths))
+
+        names, varied = self._split.classes, self.views.varied
+        return Labelled(classes, "classification", names, render, redraw, varied, identity=identity)
 
 
 def _content(path: str) -> bytes:

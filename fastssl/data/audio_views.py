@@ -3,7 +3,7 @@
 # shapes: N clips, V views, T samples, C channels, M mel bands, F frames
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from fastssl.augment.sampling import corner_at
 from fastssl.augment.waveform import augment_waveforms
 from fastssl.data.batch import Batch
 from fastssl.nn.logmel import LogMel
+
+_READOUT_SEED = 0x5EED  # of the views that are only looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,25 @@ class AudioViews:
     def clean(self, x_NT: Tensor) -> Tensor:
         """(N, C, M, F) of clips as they are."""
         return self.front.to(x_NT.device)(x_NT)
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """The operators that ``redrawn`` can run alone."""
+        return self.policy.operators
+
+    @torch.no_grad()
+    def redrawn(
+        self, x_NT: Tensor, index_N: np.ndarray, *, draw: int, only: str | None = None
+    ) -> Tensor:
+        """(N, C, M, F): one view of each clip, keyed by ``draw`` apart from those of training.
+
+        only: one of ``varied``; the others do not run. All groups of the policy are on.
+        """
+        policy = self.policy
+        if only is not None:
+            policy = replace(policy, operators=(only,), groups=(), corners=(), least=1, most=1)
+        table = draw_waveforms(policy, seed=_READOUT_SEED, epoch=draw, index_N=index_N, num_views=1)
+        return self.clean(augment_waveforms(x_NT, table)[0])
 
     @torch.no_grad()
     def batch(

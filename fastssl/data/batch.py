@@ -3,7 +3,8 @@
 # shapes: N batch, C channels, S side, V views, T targets
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -51,6 +52,11 @@ class Labelled:
     redraw: Callable[[np.ndarray, int, str | None], Tensor] | None = None
     varied: tuple[str, ...] = ()  # the augmentations that ``redraw`` knows by name
     nuisance: Tensor | None = None  # (n, A): what varies in ``render``, columns ``varied``
+    # positions, one of ``shifts``, amount -> images whose variation is shifted or widened
+    shift: Callable[[np.ndarray, str, float], Tensor] | None = None
+    shifts: tuple[str, ...] = ()
+    # text that tells these images and their order from any others; costs a look at all of them
+    identity: Callable[[], str] | None = None
 
     def images(self, batch_size: int) -> Iterator[Tensor]:
         """Batches of at most ``batch_size`` images, (N, C, S, S) float32, in target order."""
@@ -68,6 +74,27 @@ class Labelled:
         n = len(self.target)
         for begin in range(0, n, batch_size):
             yield self.redraw(np.arange(begin, min(begin + batch_size, n)), draw, only)
+
+    def shifted(self, batch_size: int, *, name: str, amount: float) -> Iterator[Tensor]:
+        """The same images with the variation ``name`` shifted by ``amount``; see ``shifts``.
+
+        ValueError for a name that these data do not know.
+        """
+        if self.shift is None or name not in self.shifts:
+            known = ", ".join(self.shifts) or "none for these data"
+            raise ValueError(f"--shift: expected one of: {known}; received {name!r}")
+        n = len(self.target)
+        for begin in range(0, n, batch_size):
+            yield self.shift(np.arange(begin, min(begin + batch_size, n)), name, amount)
+
+
+def contents_identity(what: object, contents: Iterable[bytes]) -> str:
+    """``what`` and the SHA-256 of all contents, as text."""
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return f"{what} {digest.hexdigest()}"
 
 
 def with_classes(batch: Batch, label_M: np.ndarray) -> Batch:

@@ -22,7 +22,14 @@ from torch import Tensor
 from fastssl.augment import keyed
 from fastssl.augment.policy import Policy
 from fastssl.data import rendering
-from fastssl.data.batch import Batch, Labelled, Shown, check_batch_size, with_classes
+from fastssl.data.batch import (
+    Batch,
+    Labelled,
+    Shown,
+    check_batch_size,
+    contents_identity,
+    with_classes,
+)
 from fastssl.data.folder_labels import Split, labelled_indices
 from fastssl.data.maker import BatchMaker, Decoded
 from fastssl.data.pil_decoder import Failures, attempt, pixels
@@ -187,8 +194,24 @@ class EncodedSource:
             assert isinstance(images, list), "they were decoded before"
             return rendering.redrawn(self.policy, images, good[position_N], draw=draw, only=only)
 
+        def shift(position_N: np.ndarray, name: str, amount: float) -> Tensor:
+            images = self._decode(good[position_N])
+            assert isinstance(images, list), "they were decoded before"
+            return rendering.jittered(self.policy, images, good[position_N], strength=amount)
+
+        def identity() -> str:
+            return contents_identity(self.policy, (self._store.read(int(i)) for i in good))
+
         return Labelled(
-            classes, "classification", self._split.classes, render, redraw, rendering.VARIED
+            classes,
+            "classification",
+            self._split.classes,
+            render,
+            redraw,
+            rendering.VARIED,
+            shift=shift,
+            shifts=rendering.SHIFTS,
+            identity=identity,
         )
 
     def _try(self, index_N: np.ndarray) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastssl.augment.drawn import Drawn
-from fastssl.augment.policy import Policy
+from fastssl.augment.policy import Corner, Policy, Ranges, reach
 from fastssl.augment.rendering import render, with_base
 from fastssl.augment.sampling import sample
 from fastssl.data.batch import Batch, Shown
@@ -31,6 +31,7 @@ Made = TypeVar("Made", Batch, Batch | Failures)
 _KEPT = 224 / 256  # of the shorter side of a large image to evaluate on
 _READOUT_SEED = 0x5EED  # of the views that are only looked at
 VARIED = ("crop", *STAGES)
+SHIFTS = ("jitter",)
 
 
 def for_training(policy: Policy) -> Policy:
@@ -190,6 +191,20 @@ def redrawn(
             values_NP[:, :4] = _central(images, group.size).to(values_NP)
     one = Table(values_NP[None], codes_NC[None])
     return augment(images, one, size=group.size, settings=group.settings)[0].float()
+
+
+def jittered(
+    policy: Policy, images: Tensor | Sequence[Tensor], index_N: np.ndarray, *, strength: float
+) -> Tensor:
+    """(N, 3, S, S): the central square of each image under colour jitter alone, always applied.
+
+    strength: s of +-(.8, .8, .8, .2) s, in the order and the colour space of the policy.
+    """
+    full = max(policy.corners, key=lambda corner: sum(corner.bits))
+    jitter = reach(0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
+    view = Ranges(jitter=1.0, jitter_order=full.views[0].jitter_order, **jitter)
+    corner = Corner(bits=full.bits, views=(view,) * policy.num_views)
+    return redrawn(replace(policy, corners=(corner,)), images, index_N, draw=1, only="jitter")
 
 
 def _central(images: Tensor | Sequence[Tensor], size: int) -> Tensor:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from fastssl.augment.spirograph import (
     draw_nuisances,
     draw_targets,
     render,
+    shifted_bounds,
 )
 from fastssl.data.batch import Batch, Labelled, Shown, check_batch_size, part
 from fastssl.data.prefetch import Prefetcher
@@ -114,30 +116,32 @@ class SpirographSource:
 
     def labelled(self, split: str, limit: int | None = None) -> Labelled:
         """The first ``limit`` objects of "train" or "test", one fresh keyed view of each."""
-        sizes = {"train": NUM_TRAIN, "test": NUM_TEST}
-        if split not in sizes:
-            raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-        index_n = np.arange(min(limit or sizes[split], sizes[split]))
+        index_n = np.arange(_count(split, limit))
         target_nT = _tensor(draw_targets(index_n, seed=self._seed, split=split))
-        nuisance_nA = _tensor(
-            draw_nuisances(index_n, seed=self._seed, epoch=0, stream=f"readout/{split}")
-        )
+
+        def drawn(position_N: np.ndarray, epoch: int, **bounds: Any) -> Tensor:
+            stream = f"readout/{split}"
+            key: dict[str, Any] = {"seed": self._seed, "epoch": epoch, "stream": stream}
+            return _tensor(draw_nuisances(index_n[position_N], **key, **bounds))
+
+        nuisance_nA = drawn(np.arange(len(index_n)), 0)
 
         def images(position_N: np.ndarray) -> Tensor:
             return self._render(target_nT[position_N], nuisance_nA[position_N])
 
         def redraw(position_N: np.ndarray, draw: int, only: str | None) -> Tensor:
             """Draw 0 of all nuisances is the image itself."""
-            fresh_NA = _tensor(
-                draw_nuisances(
-                    index_n[position_N], seed=self._seed, epoch=draw, stream=f"readout/{split}"
-                )
-            )
+            fresh_NA = drawn(position_N, draw)
             if only is not None:
                 kept_NA, column = nuisance_nA[position_N].clone(), NUISANCES.index(only)
                 kept_NA[:, column] = fresh_NA[:, column]
                 fresh_NA = kept_NA
             return self._render(target_nT[position_N], fresh_NA)
+
+        def shift(position_N: np.ndarray, name: str, amount: float) -> Tensor:
+            """The draw of the images themselves between other bounds; amount 0 is the images."""
+            shifted_NA = drawn(position_N, 0, bounds=shifted_bounds(name, amount))
+            return self._render(target_nT[position_N], shifted_NA)
 
         return Labelled(
             target=target_nT,
@@ -147,11 +151,21 @@ class SpirographSource:
             redraw=redraw,
             varied=NUISANCES,
             nuisance=nuisance_nA,
+            shift=shift,
+            shifts=policies.SHIFTS,
+            identity=lambda: f"{self.name} {self._seed} {split} {len(index_n)} {self.image_shape}",
         )
 
     @torch.no_grad()
     def _render(self, target_NT: Tensor, nuisance_NA: Tensor) -> Tensor:
         return render(target_NT, nuisance_NA, side=self.image_shape[-1])
+
+
+def _count(split: str, limit: int | None) -> int:
+    sizes = {"train": NUM_TRAIN, "test": NUM_TEST}
+    if split not in sizes:
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    return min(limit or sizes[split], sizes[split])
 
 
 def _tensor(values: np.ndarray) -> Tensor:

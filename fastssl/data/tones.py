@@ -271,4 +271,19 @@ class TonesSource:
                 kept.update(zip(new_N.tolist(), self.views.clean(clip_NT), strict=True))
             return torch.stack([kept[i] for i in wanted])
 
-        return Labelled(target_n, "classification", FACTORS[factor], images)
+        def redraw(position_N: np.ndarray, draw: int, only: str | None) -> Tensor:
+            index_N, stream = index_n[position_N], f"readout/{split}"
+            clip_NT = self.clips(index_N, split=split, seed=self._seed, stream=stream)
+            return self.views.redrawn(clip_NT, index_N, draw=draw, only=only)
+
+        views = self.views
+        what = f"tones {self._seed} {split} {len(index_n)} {views.policy} {views.samples}"
+        return Labelled(
+            target_n,
+            "classification",
+            FACTORS[factor],
+            images,
+            redraw,
+            views.varied,
+            identity=lambda: f"{what} {views.sample_rate} {views.front}",
+        )

@@ -9,7 +9,7 @@ split is only scored. The objective is convex, so the answer does not depend on 
 # shapes: N train images, M test images, F features, C classes
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +40,18 @@ def linear(
     """Yields ("linear_top1", .), from six classes on ("linear_top5", .), and ("l2", .)."""
     if len(train_NF) < 5:
         raise ValueError(f"linear: expected at least 5 train images, received {len(train_NF)}")
-    chosen = choose_penalty(train_NF, train_N, penalties)
-    train_NF, test_MF = standardise(train_NF, test_MF)
-    weight_CF, bias_C = fit(train_NF, train_N, chosen)
-    yield from top_accuracies("linear", test_MF @ weight_CF.T + bias_C, test_M)
+    scores_of, chosen = fitted(train_NF, train_N, penalties=penalties)
+    yield from top_accuracies("linear", scores_of(test_MF), test_M)
     yield "l2", chosen
+
+
+def fitted(
+    train_NF: Tensor, train_N: Tensor, *, penalties: Sequence[float] = PENALTIES
+) -> tuple[Callable[[Tensor], Tensor], float]:
+    """The probe as a function of features (M, F) -> logits (M, C), and the l2 that it chose."""
+    chosen = choose_penalty(train_NF, train_N, penalties)
+    weight_CF, bias_C = fit(standardise(train_NF)[0], train_N, chosen)
+    return lambda x_MF: standardise(train_NF, x_MF)[1] @ weight_CF.T + bias_C, chosen
 
 
 def choose_penalty(train_NF: Tensor, train_N: Tensor, penalties: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ read Spirograph out by linear regression and report the error averaged over its 
 # shapes: N train images, M test images, F features, T targets
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ PROTOCOL = {
     "features_scaled": "to mean 0 and deviation 1 on the train split",
     "lambda_chosen_on": "every fifth image of the train split",
     "lambdas": list(LAMBDAS),
-    "error": "squared error, mean over targets and test images",
+    "error": "squared error, mean over targets and test images; r2 as in sklearn.metrics",
 }
 
 
@@ -37,15 +37,39 @@ def ridge(
     names: Sequence[str] = (),
     lambdas: Sequence[float] = LAMBDAS,
 ) -> Iterator[tuple[str, float]]:
-    """Yields ("mse", .), then ("mse/NAME", .) for each target, then ("lambda", .)."""
+    """Yields ``regression_scores`` and ("lambda", .)."""
     _check("ridge", train_NF, train_NT, test_MF, test_MT)
+    predict_of, chosen = fitted(train_NF, train_NT, lambdas=lambdas)
+    yield from regression_scores(predict_of(test_MF), test_MT, names=names)
+    yield "lambda", chosen
+
+
+def fitted(
+    train_NF: Tensor, train_NT: Tensor, *, lambdas: Sequence[float] = LAMBDAS
+) -> tuple[Callable[[Tensor], Tensor], float]:
+    """The readout as a function of features (M, F) -> (M, T), and the lambda that it chose."""
     chosen = choose_lambda(train_NF, train_NT, lambdas)
-    train_NF, test_MF = standardise(train_NF, test_MF)
-    error_T = (predict(train_NF, train_NT, test_MF, chosen) - test_MT).square().mean(0)
+    normal = _Normal.of(standardise(train_NF)[0], train_NT)
+    return lambda x_MF: normal.predict(standardise(train_NF, x_MF)[1], chosen), chosen
+
+
+def regression_scores(
+    guess_MT: Tensor, test_MT: Tensor, *, names: Sequence[str] = ()
+) -> Iterator[tuple[str, float]]:
+    """Yields ("mse", .), ("mse/NAME", .) of each target, ("r2", .), the mean over targets of
+
+        R^2 = 1 - sum_m (guess - y)^2 / sum_m (y - mean y)^2
+    A target that is constant on the test images counts 1 where it is met and else 0.
+    """
+    test_MT = test_MT.double()
+    squares_MT = (guess_MT.double() - test_MT).square()
+    error_T = squares_MT.mean(0)
     yield "mse", float(error_T.mean())
     for name, error in zip(names, error_T.tolist(), strict=False):
         yield f"mse/{name}", error
-    yield "lambda", chosen
+    spread_T = (test_MT - test_MT.mean(0)).square().mean(0)
+    r2_T = torch.where(spread_T > 0, 1 - error_T / spread_T, (error_T == 0).double())
+    yield "r2", float(r2_T.mean())
 
 
 def mean_predictor(train_NT: Tensor, test_MT: Tensor) -> float:

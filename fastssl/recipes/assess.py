@@ -4,30 +4,66 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from fastssl.data.sources import open_source
 from fastssl.engine.device import resolve_device
-from fastssl.evaluation.features import encoder
+from fastssl.engine.files import write_json
 from fastssl.nn.backbones import stem_name
 from fastssl.recipes.catalogue import EMBEDDED, data_kind
 from fastssl.recipes.encoders import Conditioned, by_default, hears, load_encoder
+from fastssl.recipes.feature_cache import KeptEncoder
+from fastssl.recipes.foreign import foreign_run, load_foreign
 from fastssl.recipes.readouts import Readout, make_readout
 from fastssl.recipes.run import Run, read_run
 from fastssl.recipes.studies import STUDIES, Study, make_study
 
 RECORDS = "evaluation/scores.jsonl"  # inside the run folder
+KEPT = "evaluation"
 EMBEDDED_IMAGES = {"train": 6000, "test": 2000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The encoder that is scored, and the run whose settings tell what it is given."""
+
+    run: Run
+    net: nn.Module
+    name: str
+    folder: Path | None  # where features are kept; None: nowhere
+
+
+def subject_of_run(folder: Path, *, cache: Literal["keep", "off"] = "keep") -> Subject:
+    """The export of a run. ValueError for a folder that is no run, or a damaged export."""
+    run = read_run(folder)
+    kept = folder if cache == "keep" else None
+    return Subject(run=run, net=load_encoder(folder, run), name=str(folder), folder=kept)
+
+
+def subject_of_weights(
+    path: Path,
+    *,
+    backbone: str | None,
+    image_size: int | None,
+    prefix: str | None,
+    data: str | None,
+) -> Subject:
+    """A safetensors file of any encoder; see recipes.foreign. No features are kept."""
+    run = foreign_run(backbone=backbone, image_size=image_size, data=data)
+    net = load_foreign(path, run, prefix=prefix)
+    return Subject(run=run, net=net, name=str(path), folder=None)
 
 
 def evaluate(
     kind: str,
     *,
-    folder: Path,
+    subject: Subject,
     data: str | None,
     train_images: int | None,
     test_images: int | None,
@@ -36,18 +72,16 @@ def evaluate(
     factor: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Score the encoder of the run in ``folder``; ``append_record`` keeps what it returns.
+    """Score an encoder; ``append_record`` keeps what it returns.
 
     kind: one of READOUTS or STUDIES; options: its own, as k and temperature of kNN; factor: the
-    label of tones, None for the run's. Raises ValueError for a folder that is no run, a damaged
-    export, or labels that do not fit.
+    label of tones, None for the run's. Raises ValueError for labels that do not fit.
     """
     _check_counts({"train-images": train_images, "test-images": test_images, "k": options.get("k")})
-    run = read_run(folder)
-    net = load_encoder(folder, run)
+    run = subject.run
     data = data or run.train.data
     where = resolve_device(device)
-    sounds = _fitting(data, run, folder)
+    sounds = _fitting(data, run, subject.name)
     alike = sounds or data_kind(data) == data_kind(run.train.data)
     source = open_source(
         data,
@@ -64,10 +98,22 @@ def evaluate(
     make = make_study if kind in STUDIES else make_readout
     readout = make(source, kind, train_limit=train_images, test_limit=test_images, **options)
     with torch.no_grad():
-        told = kind == "invariance"
-        encode: Any = Conditioned(net, where) if told else encoder(by_default(net), where)
+        encode: Any = _encoder(kind, subject, where)
         metrics = dict(readout(encode))
-    return make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate", factor=factor)
+    record = make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate", factor=factor)
+    record["encoder"] = subject.name
+    record["extractions_saved"] = getattr(encode, "found", 0)
+    return record
+
+
+def _encoder(kind: str, subject: Subject, device: torch.device) -> Any:
+    """A function of images; for some kinds of readout one of a form of their own."""
+    if kind == "invariance":
+        return Conditioned(subject.net, device)
+    kept = None if subject.folder is None else subject.folder / KEPT
+    train = subject.run.train
+    identity = f"{train.backbone} {train.image_size} {subject.run.method}"
+    return KeptEncoder(by_default(subject.net), device, folder=kept, identity=identity)
 
 
 def _check_counts(counts: dict[str, int | None]) -> None:
@@ -76,12 +122,12 @@ def _check_counts(counts: dict[str, int | None]) -> None:
             raise ValueError(f"--{flag}: expected at least 1, received {count}")
 
 
-def _fitting(data: str, run: Run, folder: Path) -> bool:
+def _fitting(data: str, run: Run, name: str) -> bool:
     """Whether the data are sounds; ValueError where the run's encoder takes the other kind."""
     sounds = data_kind(data) in ("tones", "sounds")
     if sounds != hears(run.train):
         takes, given = ("images", "sounds") if sounds else ("sounds", "images")
-        raise ValueError(f"--data {data}: the encoder of {folder} takes {takes}, not {given}")
+        raise ValueError(f"--data {data}: the encoder of {name} takes {takes}, not {given}")
     return sounds
 
 
@@ -151,8 +197,16 @@ def append_record(folder: Path, record: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """The record as a JSON file, whole or not at all."""
+    write_json(path, record)
+
+
 def describe(record: dict[str, Any]) -> list[str]:
     """The record as lines for people: the numbers, then the protocol."""
-    lines = [f"{name:<16} {value:.5g}" for name, value in record["metrics"].items()]
+    width = max(16, *map(len, record["metrics"]))
+    lines = [f"{name:<{width}} {value:.5g}" for name, value in record["metrics"].items()]
     lines += [f"  {key}: {value}" for key, value in record["protocol"].items()]
+    if record.get("extractions_saved"):
+        lines.append(f"  features: {record['extractions_saved']} extractions saved by kept ones")
     return lines

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from fastssl.evaluation import features, knn, linear, ridge
+from fastssl.recipes.feature_cache import features_of
 
 FeaturesFn = Callable[[Tensor], Tensor]
 READOUTS = ("knn", "linear", "ridge")
 _TASKS = {"knn": "classification", "linear": "classification", "ridge": "regression"}
-_CHUNK = 500  # images encoded at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,8 @@ class Readout:
         return "mse" if self.kind == "ridge" else f"{self.kind}_top1"
 
     def __call__(self, encode: FeaturesFn) -> Iterator[tuple[str, float]]:
-        train_NF = features.extract(encode, self.train.images(_CHUNK))
-        test_MF = features.extract(encode, self.test.images(_CHUNK))
+        train_NF = features_of(encode, self.train)
+        test_MF = features_of(encode, self.test)
         parts = (train_NF, self.train.target, test_MF, self.test.target)
         if self.kind == "ridge":
             return ridge.ridge(*parts, names=self.train.names)

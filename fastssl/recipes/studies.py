@@ -16,11 +16,17 @@ from fastssl.evaluation import (
     averaging,
     features,
     few_shot,
+    finetune,
+    fractions,
     invariance,
     linear,
     meter,
     ridge,
+    robustness,
+    sgd_probe,
 )
+from fastssl.recipes import probes
+from fastssl.recipes.feature_cache import Look, features_of
 
 FeaturesFn = Callable[[Tensor], Tensor]
 Metrics = Iterator[tuple[str, float]]
@@ -43,7 +49,7 @@ class Study:
     def protocol(self) -> dict[str, Any]:
         """Everything that a reader needs to compare the number with another one."""
         counts = {"train_images": len(self.train.target), "test_images": len(self.test.target)}
-        return {**self.facts, **features.PROTOCOL, **counts}
+        return {**features.PROTOCOL, **self.facts, **counts}
 
 
 def make_study(
@@ -57,7 +63,7 @@ def make_study(
         )
     measure, protocol = STUDIES[kind]
     facts = dict(protocol)
-    if kind in ("averaging", "invariance"):
+    if kind in ("averaging", "invariance", "fractions", "robustness"):
         facts.update((ridge if train.task == "regression" else linear).PROTOCOL)
     return Study(
         kind=kind,
@@ -69,9 +75,11 @@ def make_study(
 
 
 def _averaging(train: Any, test: Any, encode: FeaturesFn, *, averages: tuple[int, ...]) -> Metrics:
-    def features_of(draw: int) -> tuple[Tensor, Tensor]:
+    _refuse_still("averaging", train)
+
+    def of_draw(draw: int) -> tuple[Tensor, Tensor]:
         return tuple(  # type: ignore[return-value]
-            features.extract(encode, part.redrawn(_CHUNK, draw=draw)) for part in (train, test)
+            features_of(encode, part, Look(draw=draw)) for part in (train, test)
         )
 
     def readout(train_NF: Tensor, test_NF: Tensor) -> Metrics:
@@ -79,31 +87,34 @@ def _averaging(train: Any, test: Any, encode: FeaturesFn, *, averages: tuple[int
             return ridge.ridge(train_NF, train.target, test_NF, test.target, names=train.names)
         return linear.linear(train_NF, train.target, test_NF, test.target)
 
-    return averaging.averaging(features_of, readout, averages=averages)
+    return averaging.averaging(of_draw, readout, averages=averages)
 
 
 def _meter(train: Any, test: Any, encode: FeaturesFn, *, draws: int) -> Metrics:
-    clean_NF = features.extract(encode, test.images(_CHUNK))
-    by_name = {
-        name: features.extract(encode, test.redrawn(_CHUNK, draw=1, only=name))
-        for name in test.varied
-    }
-    drawn = [features.extract(encode, test.redrawn(_CHUNK, draw=d)) for d in range(draws)]
+    _refuse_still("meter", test)
+    clean_NF = features_of(encode, test)
+    by_name = {name: features_of(encode, test, Look(draw=1, only=name)) for name in test.varied}
+    drawn = [features_of(encode, test, Look(draw=d)) for d in range(draws)]
     return meter.meter(clean_NF, by_name, torch.stack(drawn))
+
+
+def _refuse_still(kind: str, part: Any) -> None:
+    if part.redraw is None:
+        raise ValueError(f"{kind}: these data have no augmentation of single images")
 
 
 def _alpha(train: Any, test: Any, encode: FeaturesFn) -> Metrics:
     if train.nuisance is None:
         raise ValueError("alpha: needs data with known nuisance parameters: --data spirograph")
-    train_NF = features.extract(encode, train.images(_CHUNK))
-    test_NF = features.extract(encode, test.images(_CHUNK))
+    train_NF = features_of(encode, train)
+    test_NF = features_of(encode, test)
     return alpha.alpha(train_NF, train.nuisance, test_NF, test.nuisance, names=train.varied)
 
 
 def _few_shot(train: Any, test: Any, encode: FeaturesFn, **options: Any) -> Metrics:
     if test.task != "classification":
         raise ValueError("few-shot: needs classes, received continuous targets; use ridge")
-    test_NF = features.extract(encode, test.images(_CHUNK))
+    test_NF = features_of(encode, test)
     return few_shot.few_shot(test_NF, test.target, **options)
 
 
@@ -142,4 +153,11 @@ STUDIES: dict[str, tuple[Callable[..., Metrics], dict[str, Any]]] = {
     "alpha": (_alpha, alpha.PROTOCOL),
     "invariance": (_invariance, invariance.PROTOCOL),
     "few-shot": (_few_shot, few_shot.PROTOCOL),
+    "linear-sgd": (probes.linear_sgd, {**probes.LINEAR_FACTS, **sgd_probe.PROTOCOL}),
+    "mlp": (probes.mlp, {**probes.MLP_FACTS, **sgd_probe.PROTOCOL}),
+    "fractions": (probes.label_fractions, fractions.PROTOCOL),
+    "finetune": (probes.fine_tuning, finetune.PROTOCOL),
+    "robustness": (probes.shifts, robustness.PROTOCOL),
+    "sensitivity": (probes.sensitivities, probes.SENSITIVITY_FACTS),
+    "weight-shares": (probes.weight_shares, {**linear.PROTOCOL, **probes.SHARE_FACTS}),
 }

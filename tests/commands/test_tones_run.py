@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 
@@ -12,6 +14,25 @@ from fastssl.recipes.encoders import encoder_of
 from fastssl.train import main as train
 
 FEW = {"train_limit": 40, "test_limit": 20}
+SOUND_VERBS = {
+    "simclr": [
+        ("averaging", ["--averages", "1", "2"]),
+        ("meter", ["--draws", "2"]),
+        ("few-shot", "--ways 2 --queries 1 --episodes 20".split()),
+    ],
+    "mtslvr": [("sensitivity", ["--parts", "2"]), ("weight-shares", ["--parts", "2"])],
+    "amortised": [("finetune", ["--epochs", "1", "--batch-size", "16"])],
+}
+
+
+def folder_of_sounds(root):
+    """Two classes of 12 short tones."""
+    for name, hertz in (("low", 220.0), ("high", 880.0)):
+        (root / name).mkdir(parents=True)
+        for number in range(12):
+            wave = 0.2 * np.sin(2 * np.pi * (hertz + 5 * number) * np.arange(6_000) / 16_000)
+            soundfile.write(root / name / f"{number}.wav", wave, 16_000)
+    return root
 
 
 @pytest.fixture
@@ -48,6 +69,20 @@ def test_a_run_on_tones_ends_in_a_score_and_an_encoder_that_loads(method, few, c
     flags = ["--train-images", "40", "--test-images", "20", "--factor", "pitch_class"]
     assert evaluate(["knn", "--run", str(folder), *flags, "--device", "cpu"]) == 0
     assert "label: pitch_class" in capsys.readouterr().out
+    for verb, own in SOUND_VERBS[method]:
+        assert evaluate([verb, "--run", str(folder), *flags, *own, "--device", "cpu"]) == 0
+    assert len(capsys.readouterr().out) > 100
+    if method == "simclr":
+        sounds = ["--data", str(folder_of_sounds(few / "sounds")), "--device", "cpu"]
+        for verb, own in SOUND_VERBS[method]:
+            assert evaluate([verb, "--run", str(folder), *sounds, *own]) == 0
+        assert "centroid_top1" in capsys.readouterr().out
+        assert evaluate(["knn", "--run", str(folder), *sounds]) == 0
+        assert evaluate(["knn", "--run", str(folder), *sounds]) == 0
+        assert "2 extractions saved" in capsys.readouterr().out
+    refused = ["robustness", "--run", str(folder), *flags, "--device", "cpu"]
+    assert evaluate(refused) == 2
+    assert "needs data whose variation can be shifted" in capsys.readouterr().err
 
 
 def test_the_preview_shows_sounds(few, capsys):

@@ -10,7 +10,7 @@ from fastssl.augment.audio_policies import AUDIO_POLICIES
 from fastssl.augment.waveform_table import OPERATORS
 from fastssl.data import tones
 from fastssl.data.sources import open_source
-from fastssl.data.tones import FACTORS
+from fastssl.data.tones import FACTORS, TonesSource
 
 CPU = torch.device("cpu")
 
@@ -150,3 +150,28 @@ def test_a_policy_of_images_is_refused():
         ValueError, match="--augment: expected one of mtslvr, .*did you mean 'clar'"
     ):
         open_source("tones", augment="clar2")
+
+
+def test_views_to_look_at_are_keyed_by_their_draw_and_one_operator_can_run_alone():
+    part = TonesSource().labelled("test", 4)
+
+    def views(draw, only=None, batch_size=4):
+        return torch.cat(list(part.redrawn(batch_size, draw=draw, only=only)))
+
+    clean = torch.cat(list(part.images(4)))
+    assert torch.equal(views(1), views(1))
+    off = (views(1) - views(1, batch_size=1)).abs() > 0.01  # dB; FFTs round by the batch
+    assert off.float().mean() < 0.01
+    assert not torch.equal(views(1), views(2))
+    masked = (views(1, "time_mask") - clean).abs() > 1e-3
+    assert 0 < masked.float().mean() < 0.3, "a mask covers an eighth of the clip at most"
+    assert part.varied == TonesSource().views.policy.operators
+
+
+def test_the_identity_tells_other_clips_and_not_other_labels():
+    def identity(limit=4, split="test", **options):
+        return TonesSource(**options).labelled(split, limit).identity()
+
+    same = identity()
+    assert same == identity(factor="octave")
+    assert len({same, identity(5), identity(split="train"), identity(seed=1)}) == 4

@@ -10,6 +10,7 @@ def _evaluation(name: str, file: str, old: str, new: str) -> Mutant:
     return Mutant(f"evaluation-{name}", f"fastssl/evaluation/{file}.py", old, new, tests)
 
 
+_COMMAND = ("tests/commands/test_evaluate.py",)
 MUTANTS = (
     _evaluation("conditional-variance-over-images", "meter", "h_DNF.var(0)", "h_DNF.var(1)"),
     _evaluation("averages-are-sums-of-one", "averaging", "total / (draw + 1)", "parts[0]"),
@@ -18,6 +19,52 @@ MUTANTS = (
         "invariance",
         "for part in (fit_n, held_m)",
         "for part in (fit_n, fit_n)",
+    ),
+    _evaluation(
+        "sgd-decay-chosen-on-what-was-fitted",
+        "sgd_probe",
+        "train_probe(x_NF[fit_n], y_N[fit_n], goal.width, decay, schedule)",
+        "train_probe(x_NF, y_N, goal.width, decay, schedule)",
+    ),
+    _evaluation("last-epoch-is-scored", "finetune", "if loss < least:", "if True:"),
+    _evaluation(
+        "held-out-images-are-trained-on",
+        "finetune",
+        "in _trained(net, train, fit_n, goal",
+        "in _trained(net, train, kept_n, goal",
+    ),
+    _evaluation(
+        "subset-is-not-stratified",
+        "fractions",
+        "order_N[label_N[order_N] == label]",
+        "order_N",
+    ),
+    _evaluation(
+        "fixed-readout-is-refitted",
+        "robustness",
+        "in expected(test_MF)",
+        "in fitted(train_NF)(test_MF)",
+    ),
+    Mutant(
+        "evaluation-kept-features-of-other-images",
+        "fastssl/recipes/feature_cache.py",
+        "self._known[id(part)][1], *astuple(look)]",
+        '"", *astuple(look)]',
+        _COMMAND,
+    ),
+    Mutant(
+        "evaluation-damaged-features-are-used",
+        "fastssl/recipes/feature_cache.py",
+        'facts["sha256"] != hashlib.sha256(content[8 + size :]).hexdigest()',
+        "False",
+        _COMMAND,
+    ),
+    Mutant(
+        "evaluation-weights-of-another-net-are-taken",
+        "fastssl/recipes/foreign.py",
+        "    if strange:\n",
+        "    if False:\n",
+        _COMMAND,
     ),
     _evaluation("vector-leaves-the-cube", "invariance", "bits_K.clamp_(0, 1)", "pass"),
     _evaluation("classes-meet-twice", "few_shot", "taken_EW, last_EW", "taken_EW, new_EW"),
