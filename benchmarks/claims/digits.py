@@ -7,6 +7,7 @@ file that a run is given holds the first two; its recipe's own score is one of v
 # shapes: N images, H height, W width, S side, F features
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -77,8 +78,6 @@ def rendered(image_NHW: np.ndarray) -> Tensor:
 
 def run_on(file: Path, method: str, settings: object, **train: object) -> Run:
     """The recipe of ``method`` for images, at the size of digits."""
-    import dataclasses
-
     run = default_run(method, str(file))
     values = {
         "augment": "digits",

@@ -53,7 +53,7 @@ def tasks(fit_NF: Tensor, score_NF: Tensor, label_NT: Tensor, *, l2: float = 1e-
     weight_FT = torch.zeros(fit_NF.shape[1], label_NT.shape[1]).double().requires_grad_()
     bias_T = torch.zeros(label_NT.shape[1]).double().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [weight_FT, bias_T], max_iter=300, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+        [weight_FT, bias_T], max_iter=150, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
     )
 
     def objective() -> Tensor:

@@ -10,8 +10,6 @@ beta rises linearly from 0 over the warm-up. At test time the code replaces the 
 # shapes: N batch, C channels, S side, D embedding
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -20,9 +18,13 @@ from fastssl.losses import NTXentLoss
 from fastssl.methods.paper_configs import StochasticConfig
 from fastssl.methods.views import check_two_views
 from fastssl.nn.heads import mlp
-from fastssl.nn.latent import BernoulliLatent, CategoricalLatent, Coded, GaussianLatent
-
-NATS_PER_BIT = math.log(2)
+from fastssl.nn.latent import (
+    NATS_PER_BIT,
+    BernoulliLatent,
+    CategoricalLatent,
+    Coded,
+    GaussianLatent,
+)
 
 
 class Stochastic(nn.Module):

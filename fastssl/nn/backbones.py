@@ -1,7 +1,8 @@
 """Encoders by name: two small nets, any torchvision classifier, any timm model; heads removed.
 
 A name is looked up as ``convnet``, ``mlp`` or ``mlp-F`` (F features), then in torchvision, then in
-timm; ``torchvision/NAME`` and ``timm/NAME`` choose the library. Weights always start at random: nothing is ever downloaded.
+timm; ``torchvision/NAME`` and ``timm/NAME`` choose the library. Weights always start at random:
+nothing is ever downloaded.
 """
 
 # shapes: N batch, C channels, S side, F features
@@ -69,8 +70,8 @@ def resolve(name: str) -> tuple[str, str]:
         if importlib.util.find_spec(library) is None
     ]
     raise ValueError(
-        f"backbone: expected convnet, mlp, mlp-FEATURES or the name of a torchvision or timm classifier, "
-        f"received {name!r}{hint}" + "".join(f" ({text})" for text in missing)
+        "backbone: expected convnet, mlp, mlp-FEATURES or the name of a torchvision or timm "
+        f"classifier, received {name!r}{hint}" + "".join(f" ({text})" for text in missing)
     )
 
 

@@ -1,7 +1,7 @@
 """Hard codes as bits: what a discrete latent keeps of a sample, 8 bits to the byte.
 
-A variable of K values takes ceil(log2 K) bits, most significant first; a Bernoulli bit one. Rows are
-padded with zeros to whole bytes, as ``np.packbits`` does.
+A variable of K values takes ceil(log2 K) bits, most significant first; a Bernoulli bit one. Rows
+are padded with zeros to whole bytes, as ``np.packbits`` does.
 """
 
 # shapes: N samples, D code, G variables, K values of each, B bits, Y bytes

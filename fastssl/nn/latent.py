@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NATS_PER_BIT = math.log(2)
 _LEAST_SCALE = 1e-4
 
 

@@ -15,6 +15,7 @@ from fastssl.engine.device import resolve_device
 from fastssl.evaluation.features import encoder
 from fastssl.nn.backbones import stem_name
 from fastssl.recipes.catalogue import EMBEDDED, data_kind
+from fastssl.recipes.compression import TakenApart
 from fastssl.recipes.encoders import Conditioned, by_default, hears, load_encoder
 from fastssl.recipes.readouts import Readout, make_readout
 from fastssl.recipes.run import Run, read_run
@@ -66,6 +67,8 @@ def evaluate(
     with torch.no_grad():
         told = kind == "invariance"
         encode: Any = Conditioned(net, where) if told else encoder(by_default(net), where)
+        if kind == "compression":
+            encode = TakenApart(by_default(net), where)
         metrics = dict(readout(encode))
     return make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate", factor=factor)
 

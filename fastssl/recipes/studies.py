@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from fastssl.evaluation import (
     alpha,
     averaging,
+    compression,
     features,
     few_shot,
     invariance,
@@ -21,6 +23,7 @@ from fastssl.evaluation import (
     meter,
     ridge,
 )
+from fastssl.recipes.compression import study as _compression
 
 FeaturesFn = Callable[[Tensor], Tensor]
 Metrics = Iterator[tuple[str, float]]
@@ -64,7 +67,7 @@ def make_study(
         train=train,
         test=test,
         measure=partial(measure, **options),
-        facts={**facts, **options},
+        facts={**facts, **{k: str(v) if isinstance(v, Path) else v for k, v in options.items()}},
     )
 
 
@@ -141,5 +144,6 @@ STUDIES: dict[str, tuple[Callable[..., Metrics], dict[str, Any]]] = {
     "meter": (_meter, meter.PROTOCOL),
     "alpha": (_alpha, alpha.PROTOCOL),
     "invariance": (_invariance, invariance.PROTOCOL),
+    "compression": (_compression, compression.PROTOCOL),
     "few-shot": (_few_shot, few_shot.PROTOCOL),
 }
