@@ -49,7 +49,7 @@ POINTS, DIMS = 16, (1, 3, 5, 7, 9, 11, 13, 15)
 WIDTHS = (8, 32, 63, 128)
 STEPS = {
     "full": {"prototypes": 1000, "digits": 600, "dissl": 600},
-    "quick": {"prototypes": 300, "digits": 200, "dissl": 200},
+    "quick": {"prototypes": 300, "digits": 150, "dissl": 150},
 }
 HEADS = {"prototypes": (256, 128), "digits": (256, 64)}
 TAU = {"prototypes": 0.1, "digits": 0.2}

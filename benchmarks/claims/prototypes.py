@@ -18,7 +18,7 @@ from benchmarks.claims import digits
 from fastssl.augment.presets import digits as policy_of
 from fastssl.data import rendering
 from fastssl.data.arrays import as_images
-from fastssl.evaluation import features, linear
+from fastssl.evaluation import features, knn
 from fastssl.recipes.readouts import FeaturesFn
 
 CLASSES, TASKS = 64, 200
@@ -33,15 +33,15 @@ def write(file: Path) -> Path:
 
 
 def scores(encode: FeaturesFn) -> dict[str, float]:
-    """Accuracies of linear probes: ``classes`` (64-way), ``tasks`` (mean of 200 random two-class
+    """Accuracies: ``classes`` (64-way, kNN), ``tasks`` (linear probes, mean of 200 random two-class
     tasks) and ``worst`` (of them)."""
     fit_NF, score_NF = (_features(encode, draws) for draws in DRAWS.values())
     prototype_N = torch.arange(CLASSES).repeat(len(DRAWS["fit"]))
-    ways = dict(linear.linear(fit_NF, prototype_N, score_NF, prototype_N))
+    ways = dict(knn.knn(fit_NF, prototype_N, score_NF, prototype_N, k=10))
     task_CT = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (CLASSES, TASKS)))
     right_T = tasks(fit_NF, score_NF, task_CT[prototype_N].double())
     return {
-        "classes": ways["linear_top1"],
+        "classes": ways["knn_top1"],
         "tasks": float(right_T.mean()),
         "worst": float(right_T.min()),
     }
