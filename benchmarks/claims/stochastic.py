@@ -18,7 +18,7 @@ from fastssl.evaluation.features import standardise
 from fastssl.methods.configs import SimCLRConfig
 from fastssl.methods.paper_configs import StochasticConfig
 from fastssl.nn.codes import pack, unpack
-from fastssl.nn.latent import NATS_PER_BIT, Coded
+from fastssl.nn.latent import NATS_PER_BIT, Coded, Posterior
 from fastssl.recipes.run import Run
 
 TITLE = "Stochastic contrastive learning (after the abstract; not verified against the full paper)"
@@ -115,7 +115,7 @@ def _measured(folder: Path, run: Run, seed: int) -> dict[str, float]:
     floats = [net.trunk(x_N3SS).float() for x_N3SS in images.values()]
     packed = [pack(part.code_ND) for part in made.values()]
     codes = [unpack(some_NY, BITS) for some_NY in packed]  # what was kept of them
-    samples = [part.sample_ND for part in made.values()]
+    samples = [_drawn(net, part) for part in made.values()]
     code = digits.accuracies(*codes, "test")
     held_MD = net(digits.rendered(digits.split("validation").image_NHW))
     return {
@@ -141,10 +141,15 @@ def _entropies(net: Coded, clean_N3SS: Tensor, sample_ND: Tensor) -> dict[str, f
     found = {}
     for name, x_N3SS in inputs.items():
         draws = [net.posterior(x_N3SS) for _ in range(DRAWS)]
-        p_NK = sum(_predicted(sample_ND, part.sample_ND, *weights) for part in draws) / DRAWS
+        p_NK = sum(_predicted(sample_ND, _drawn(net, part), *weights) for part in draws) / DRAWS
         found[f"predictive/{name}"] = float(torch.special.entr(p_NK).sum(1).mean())
         found[f"code/{name}"] = BITS - float(draws[0].rate_N.mean()) / NATS_PER_BIT
     return found
+
+
+def _drawn(net: Coded, posterior: Posterior) -> Tensor:
+    """(N, D) hard bits drawn from the posterior: what its rate is the cost of."""
+    return net.latent.hardened(posterior.sample_ND)  # type: ignore[operator]
 
 
 def _predicted(fit_ND: Tensor, other_ND: Tensor, weight_KD: Tensor, bias_K: Tensor) -> Tensor:

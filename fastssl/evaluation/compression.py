@@ -21,7 +21,7 @@ PROTOCOL = {
     "bits": "of one image: pixels 8 a value of the view, features 32 a value, code as packed, "
     "sample its KL from the prior on the train split",
     "ratio": "bits of the pixels over these",
-    "sample": "one draw for each image",
+    "sample": "one draw for each image, hard where the latent is discrete",
 }
 Readout = Callable[[Tensor, Tensor], Iterator[tuple[str, float]]]
 

@@ -45,6 +45,10 @@ class GaussianLatent(nn.Module):
         rate_ND = 0.5 * (mu_ND.square() + scale_ND.square() - 1) - scale_ND.log()
         return Posterior(sample_ND, mu_ND, rate_ND.sum(1))
 
+    def hardened(self, sample_ND: Tensor) -> Tensor:
+        """The sample itself: its rate is that of floats."""
+        return sample_ND
+
 
 class BernoulliLatent(nn.Module):
     """D bits; ``relaxation`` is the Concrete's temperature. Samples and codes are -1 to 1."""
@@ -74,6 +78,10 @@ class BernoulliLatent(nn.Module):
         entropy_ND = F.softplus(logits_ND) - logits_ND * p_ND
         code_ND = torch.where(logits_ND >= 0, 1.0, -1.0)
         return Posterior(2 * soft_ND - 1, code_ND, (math.log(2) - entropy_ND).sum(1))
+
+    def hardened(self, sample_ND: Tensor) -> Tensor:
+        """The bits, -1 or 1, of a relaxed sample: distributed as the rate supposes."""
+        return torch.where(sample_ND > 0, 1.0, -1.0)
 
 
 class CategoricalLatent(nn.Module):
@@ -106,6 +114,10 @@ class CategoricalLatent(nn.Module):
         log_NGK = logits_NGK.log_softmax(2)
         rate_NG = (log_NGK.exp() * log_NGK).sum(2) + math.log(self.values)
         return Posterior(soft_NGK.flatten(1), _one_hot(logits_NGK).flatten(1), rate_NG.sum(1))
+
+    def hardened(self, sample_ND: Tensor) -> Tensor:
+        """The values, one-hot, of a relaxed sample: distributed as the rate supposes."""
+        return _one_hot(sample_ND.unflatten(1, (-1, self.values))).flatten(1)
 
 
 class Coded(nn.Module):

@@ -61,7 +61,8 @@ def study(
         rate = float(both[0].rate_N.double().mean()) / compression.NATS_PER_BIT
         coded = [part.code_ND for part in both]
         forms.append(compression.Form("code", float(latent.code_bits), *coded))
-        forms.append(compression.Form("sample", max(rate, 0.0), *(p.sample_ND for p in both)))
+        drawn = [latent.hardened(part.sample_ND) for part in both]
+        forms.append(compression.Form("sample", max(rate, 0.0), *drawn))
         if codes is not None:
             _write(codes, [pack(code_ND, values=latent.values) for code_ND in coded], train, test)
 

@@ -121,6 +121,17 @@ def test_the_rate_is_nothing_where_the_posterior_is_the_prior():
     assert latent(torch.randn(4, 3)).rate_N.abs().max() < 1e-6
 
 
+def test_hard_samples_are_as_likely_as_the_rate_supposes():
+    latent = BernoulliLatent(1, 1, relaxation=0.7)
+    torch.nn.init.constant_(latent.parameters_of.weight, 0.8)
+    torch.nn.init.zeros_(latent.parameters_of.bias)
+    torch.manual_seed(0)
+    bit_ND = latent.hardened(latent(torch.ones(20_000, 1)).sample_ND)
+    assert set(bit_ND.unique().tolist()) == {-1.0, 1.0}
+    expected = float(torch.sigmoid(torch.tensor(0.8)))
+    assert abs(float((bit_ND > 0).double().mean()) - expected) < 4 * 0.5 / 20_000**0.5
+
+
 def test_codes_are_not_written_of_runs_without_any(digits, tmp_path, capsys):
     trained(digits, tmp_path, latent="gaussian")
     arguments = ["compression", "--run", str(tmp_path), "--codes", str(tmp_path / "c.npz")]
