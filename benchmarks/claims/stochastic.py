@@ -41,7 +41,7 @@ A rate that costs nothing is not best for hard codes: at beta 0 they had .74 at 
 
 BITS, FLOAT_BITS = 64, 128 * 32
 BETAS = (0.0, 1e-2, 3e-2, 1e-1)
-STEPS = {"full": 600, "quick": 300}
+STEPS = {"full": 1500, "quick": 300}
 DRAWS = 32
 
 
