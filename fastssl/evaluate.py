@@ -101,6 +101,16 @@ class Alpha(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compression(Common):
+    """Bits of pixels, features, code and sample, and the accuracy from each (stochastic runs)."""
+
+    input_bits: int | None = None
+    """Of one image. Default: 8 for each value that the encoder is given."""
+    codes: Path | None = None
+    """Write the hard codes of both splits, packed to bits, into this .npz file."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FewShot(Common):
     """N-way k-shot episodes on the test split: nearest centroid, ridge, logistic regression."""
 
@@ -204,6 +214,7 @@ VERBS: dict[str, type[Common]] = {
     "averaging": Averaging,
     "meter": Meter,
     "alpha": Alpha,
+    "compression": Compression,
     "few-shot": FewShot,
     "invariance": Invariance,
     "linear-sgd": LinearSgd,

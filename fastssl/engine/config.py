@@ -28,12 +28,13 @@ class TrainConfig:
     `tones` (embedded, procedural), or a folder of WAV, FLAC, OGG and MP3 files."""
     augment: str = "spirograph"
     """Policy that the views are drawn from. Folders: simclr, mocov2, invclr, swav, dissl,
-    dissl-coarse, byol, byol-1, byol-2, amortised-2 or amortised-5; spirograph: spirograph or
-    spirograph-2; sounds: mtslvr, clar or amortised-audio."""
+    dissl-coarse, byol, byol-1, byol-2, amortised-2, amortised-5 or digits; spirograph:
+    spirograph or spirograph-2; sounds: mtslvr, clar or amortised-audio."""
     out: Path | None = None
     """Run folder. Default: runs/METHOD-DATA-N with the next free N."""
     backbone: str = "convnet"
-    """Encoder: `convnet` (small, for 32 px), or any torchvision or timm model name."""
+    """Encoder: `convnet` (small, for 32 px), `mlp` or `mlp-F` (F features; for 8 px), or any
+    torchvision or timm model name."""
     image_size: int = 32
     """Side of the square crops given to the encoder, in pixels. Sounds have 128 mel bands,
     whatever it is."""

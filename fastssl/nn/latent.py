@@ -6,7 +6,7 @@ categorical variables of K values with a uniform prior (Gumbel-softmax, Jang et 
 is the KL from the prior in nats, summed over the latent's dimensions.
 """
 
-# shapes: N batch, F features, D latent, G variables, K values of each
+# shapes: N batch, C channels, S side, F features, D latent, G variables, K values of each
 from __future__ import annotations
 
 import math
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NATS_PER_BIT = math.log(2)
 _LEAST_SCALE = 1e-4
 
 
@@ -33,6 +34,7 @@ class GaussianLatent(nn.Module):
     def __init__(self, num_features: int, dim: int) -> None:
         super().__init__()
         self.parameters_of = nn.Linear(num_features, 2 * dim)
+        self.dim, self.values = dim, 0
         self.code_bits = 32 * dim
 
     def forward(self, h_NF: Tensor) -> Posterior:
@@ -42,6 +44,10 @@ class GaussianLatent(nn.Module):
         sample_ND = mu_ND + scale_ND * torch.randn_like(mu_ND)
         rate_ND = 0.5 * (mu_ND.square() + scale_ND.square() - 1) - scale_ND.log()
         return Posterior(sample_ND, mu_ND, rate_ND.sum(1))
+
+    def hardened(self, sample_ND: Tensor) -> Tensor:
+        """The sample itself: its rate is that of floats."""
+        return sample_ND
 
 
 class BernoulliLatent(nn.Module):
@@ -58,6 +64,7 @@ class BernoulliLatent(nn.Module):
         super().__init__()
         self.parameters_of = nn.Linear(num_features, dim)
         self.relaxation, self.sampling = relaxation, sampling
+        self.dim, self.values = dim, 2
         self.code_bits = dim
 
     def forward(self, h_NF: Tensor) -> Posterior:
@@ -71,6 +78,10 @@ class BernoulliLatent(nn.Module):
         entropy_ND = F.softplus(logits_ND) - logits_ND * p_ND
         code_ND = torch.where(logits_ND >= 0, 1.0, -1.0)
         return Posterior(2 * soft_ND - 1, code_ND, (math.log(2) - entropy_ND).sum(1))
+
+    def hardened(self, sample_ND: Tensor) -> Tensor:
+        """The bits, -1 or 1, of a relaxed sample: distributed as the rate supposes."""
+        return torch.where(sample_ND > 0, 1.0, -1.0)
 
 
 class CategoricalLatent(nn.Module):
@@ -89,7 +100,8 @@ class CategoricalLatent(nn.Module):
         if dim % values:
             raise ValueError(f"latent_dim: expected a multiple of {values} values, received {dim}")
         self.parameters_of = nn.Linear(num_features, dim)
-        self.values, self.relaxation, self.sampling = values, relaxation, sampling
+        self.relaxation, self.sampling = relaxation, sampling
+        self.dim, self.values = dim, values
         self.code_bits = dim // values * math.ceil(math.log2(values))
 
     def forward(self, h_NF: Tensor) -> Posterior:
@@ -102,6 +114,26 @@ class CategoricalLatent(nn.Module):
         log_NGK = logits_NGK.log_softmax(2)
         rate_NG = (log_NGK.exp() * log_NGK).sum(2) + math.log(self.values)
         return Posterior(soft_NGK.flatten(1), _one_hot(logits_NGK).flatten(1), rate_NG.sum(1))
+
+    def hardened(self, sample_ND: Tensor) -> Tensor:
+        """The values, one-hot, of a relaxed sample: distributed as the rate supposes."""
+        return _one_hot(sample_ND.unflatten(1, (-1, self.values))).flatten(1)
+
+
+class Coded(nn.Module):
+    """An encoder that ends in a latent: (N, C, S, S) -> (N, D), the code, which is not random."""
+
+    def __init__(self, trunk: nn.Module, latent: nn.Module) -> None:
+        super().__init__()
+        self.trunk, self.latent = trunk, latent
+        self.num_features = int(latent.dim)  # type: ignore[arg-type]
+
+    def forward(self, x_NCSS: Tensor) -> Tensor:
+        return self.posterior(x_NCSS).code_ND.to(x_NCSS.dtype)
+
+    def posterior(self, x_NCSS: Tensor) -> Posterior:
+        """Of these images, with one sample."""
+        return self.latent(self.trunk(x_NCSS))
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from torch import nn
+
 from fastssl.nn.backbones import has_small_stem, resolve
 
 
@@ -67,6 +69,22 @@ def conditioned_snippet(
         build = f'HyperEncoder({inner}, {num_bits}, generator="{generator}", rank={rank})'
     call = f"# features: model(x, torch.ones({num_bits})); 1 = invariant to that group, 0 = not"
     return _ours([line], build, path) + call + "\n"
+
+
+def coded_snippet(
+    name: str,
+    image_size: int,
+    latent: nn.Module,
+    path: str = "export/backbone.safetensors",
+) -> str:
+    """The same for an encoder that ends in a ``latent``'s code."""
+    kind, width = type(latent).__name__, latent.parameters_of.in_features  # type: ignore[union-attr]
+    values = f", values={latent.values}" if kind == "CategoricalLatent" else ""
+    return _ours(
+        [f"from fastssl.nn.latent import Coded, {kind}"],
+        f'Coded(build_backbone("{name}", {image_size}), {kind}({width}, {latent.dim}{values}))',
+        path,
+    )
 
 
 def _ours(imports: list[str], build: str, path: str) -> str:

@@ -17,6 +17,7 @@ from fastssl.engine.device import resolve_device
 from fastssl.engine.files import write_json
 from fastssl.nn.backbones import stem_name
 from fastssl.recipes.catalogue import EMBEDDED, data_kind
+from fastssl.recipes.compression import TakenApart
 from fastssl.recipes.encoders import Conditioned, by_default, hears, load_encoder
 from fastssl.recipes.feature_cache import KeptEncoder
 from fastssl.recipes.foreign import foreign_run, load_foreign
@@ -110,6 +111,8 @@ def _encoder(kind: str, subject: Subject, device: torch.device) -> Any:
     """A function of images; for some kinds of readout one of a form of their own."""
     if kind == "invariance":
         return Conditioned(subject.net, device)
+    if kind == "compression":
+        return TakenApart(by_default(subject.net), device)
     kept = None if subject.folder is None else subject.folder / KEPT
     train = subject.run.train
     identity = f"{train.backbone} {train.image_size} {subject.run.method}"

@@ -16,7 +16,13 @@ from fastssl.engine.export import read_weights
 from fastssl.engine.seeding import seed_everything
 from fastssl.methods import METHODS
 from fastssl.nn.backbones import build_backbone
-from fastssl.nn.snippet import conditioned_snippet, expanded_snippet, loading_snippet
+from fastssl.nn.latent import Coded
+from fastssl.nn.snippet import (
+    coded_snippet,
+    conditioned_snippet,
+    expanded_snippet,
+    loading_snippet,
+)
 from fastssl.recipes.run import Run, read_run
 
 SOUND_CHANNELS, IMAGE_CHANNELS = 1, 3  # of a log-mel, of an image
@@ -123,6 +129,8 @@ def snippet_of(run: Run, backbone: nn.Module) -> str:
         )
     if getattr(method, "dim", None):
         return expanded_snippet(train.backbone, train.image_size, method.dim)
+    if isinstance(backbone, Coded) and not hears(train):
+        return coded_snippet(train.backbone, train.image_size, backbone.latent)
     plain = {name: t.shape for name, t in _plain(train).state_dict().items()}
     if plain == {name: t.shape for name, t in backbone.state_dict().items()}:
         return loading_snippet(train.backbone, train.image_size, channels=channels_of(train))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from fastssl.evaluation import (
     alpha,
     averaging,
+    compression,
     features,
     few_shot,
     finetune,
@@ -26,6 +28,7 @@ from fastssl.evaluation import (
     sgd_probe,
 )
 from fastssl.recipes import probes
+from fastssl.recipes.compression import study as _compression
 from fastssl.recipes.feature_cache import Look, features_of
 
 FeaturesFn = Callable[[Tensor], Tensor]
@@ -70,7 +73,7 @@ def make_study(
         train=train,
         test=test,
         measure=partial(measure, **options),
-        facts={**facts, **options},
+        facts={**facts, **{k: str(v) if isinstance(v, Path) else v for k, v in options.items()}},
     )
 
 
@@ -152,6 +155,7 @@ STUDIES: dict[str, tuple[Callable[..., Metrics], dict[str, Any]]] = {
     "meter": (_meter, meter.PROTOCOL),
     "alpha": (_alpha, alpha.PROTOCOL),
     "invariance": (_invariance, invariance.PROTOCOL),
+    "compression": (_compression, compression.PROTOCOL),
     "few-shot": (_few_shot, few_shot.PROTOCOL),
     "linear-sgd": (probes.linear_sgd, {**probes.LINEAR_FACTS, **sgd_probe.PROTOCOL}),
     "mlp": (probes.mlp, {**probes.MLP_FACTS, **sgd_probe.PROTOCOL}),

@@ -114,7 +114,12 @@ def test_verbs_score_classes_of_a_folder(verb, flags, metrics, scored, colours):
 def test_every_verb_is_run_by_a_test():
     cases = [test_verbs_score_continuous_targets, test_verbs_score_classes_of_a_folder]
     seen = {row[0] for case in cases for mark in case.pytestmark for row in mark.args[1]}
-    elsewhere = {"ridge", "alpha", "invariance"}  # test_spirograph_run.py
+    elsewhere = {
+        "ridge",
+        "alpha",
+        "invariance",
+        "compression",
+    }  # test_spirograph_run.py, test_compression.py
     assert set(VERBS) - seen == elsewhere
 
 

@@ -22,6 +22,13 @@ CASES = {
     "low-rank": ("amortised", "resnet18", {"generator": "low-rank", "rank": 3, "num_bits": 5}),
     "prompt": ("amortised", "vit_b_16", {"prompt_networks": 2, "projector_dims": (8, 8)}),
     "cissl": ("cissl", "convnet", {"dim": 160, "projector_dims": (8, 8)}),
+    "bits": ("stochastic", "convnet", {"latent_dim": 24, "projector_dims": (8, 8)}),
+    "categories": (
+        "stochastic",
+        "convnet",
+        {"latent": "categorical", "latent_dim": 24, "values": 8, "projector_dims": (8, 8)},
+    ),
+    "mlp": ("simclr", "mlp-12", {}),
     "dissl": ("dissl", "resnet18", {"dim": 1024, "num_outputs": 8, "bottleneck_dim": 4}),
 }
 

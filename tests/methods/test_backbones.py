@@ -23,6 +23,8 @@ needs_timm = pytest.mark.skipif(
     ("name", "size", "width"),
     [
         ("convnet", 32, 128),
+        ("mlp", 8, 128),
+        ("mlp-63", 8, 63),
         ("resnet18", 32, 512),
         ("resnet18", 64, 512),
         ("torchvision/mobilenet_v3_small", 64, 1024),
@@ -100,6 +102,7 @@ def test_small_stem_refuses_what_is_no_resnet():
     ("name", "size"),
     [
         ("convnet", 32),
+        ("mlp-5", 8),
         ("resnet18", 32),
         ("resnet18", 96),
         ("vit_b_32", 64),

@@ -67,6 +67,21 @@ MUTANTS = (
         _COMMAND,
     ),
     _evaluation("vector-leaves-the-cube", "invariance", "bits_K.clamp_(0, 1)", "pass"),
+    _evaluation("ratio-upside-down", "compression", "forms[0].bits / bits", "bits / forms[0].bits"),
+    Mutant(
+        "bits-come-back-in-another-order",
+        "fastssl/nn/codes.py",
+        "torch.arange(width).flip(0)",
+        "torch.arange(width)",
+        ("tests/evaluation/test_compression.py",),
+    ),
+    Mutant(
+        "export-draws-a-sample",
+        "fastssl/nn/latent.py",
+        "self.posterior(x_NCSS).code_ND.to",
+        "self.posterior(x_NCSS).sample_ND.to",
+        ("tests/evaluation/test_encoders.py",),
+    ),
     _evaluation("classes-meet-twice", "few_shot", "taken_EW, last_EW", "taken_EW, new_EW"),
     _evaluation(
         "support-is-not-shuffled", "few_shot", "picked_EWK.gather(-1, shuffle_EWK)", "picked_EWK"
