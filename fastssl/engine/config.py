@@ -28,8 +28,9 @@ class TrainConfig:
     `tones` (embedded, procedural), or a folder of WAV, FLAC, OGG and MP3 files."""
     augment: str = "spirograph"
     """Policy that the views are drawn from. Folders: simclr, mocov2, invclr, swav, dissl,
-    dissl-coarse, byol, byol-1, byol-2, amortised-2 or amortised-5; spirograph: spirograph or
-    spirograph-2; sounds: mtslvr, clar or amortised-audio."""
+    dissl-coarse, byol, byol-1, byol-2, amortised-2 or amortised-5; spirograph: spirograph,
+    spirograph-2, spirograph-geometry or spirograph-colour; sounds: mtslvr, clar or
+    amortised-audio."""
     out: Path | None = None
     """Run folder. Default: runs/METHOD-DATA-N with the next free N."""
     backbone: str = "convnet"
