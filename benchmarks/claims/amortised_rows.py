@@ -21,7 +21,8 @@ to it does. Not tried for want of time: linear heads, through which invariance w
 features sooner, and many more steps. Only the quick length was run.
 
 Here, after 200 steps, the vector learned for G is worse than the corner itself (the search stops
-beside it). After 1,000 steps (seed 0) it was better beside corners: on held-out images, G had 0.0155 of its variance unexplained at the learned [0.59, 0.09],
+beside it). After 1,000 steps (seed 0) it was better beside corners: on held-out images, G had
+0.0155 of its variance unexplained at the learned [0.59, 0.09],
 0.0190 at [1,0] and 0.0182 at [0,0]; m and sigma 0.335 at the learned [0.86, 0.88] and 0.344 at
 [1,1]. A second descent from [1,1] was tried and dropped: it ended at [0.27, 1] for G, far above.
 Steps of 256 images for a readout of 128 features were too noisy (colour bit at 0.53 after 60 steps
