@@ -87,16 +87,22 @@ class SpirographPolicy:
     corners: tuple[tuple[int, ...], ...] = ((),)
 
 
+_GROUPS = (("h",), ("b_r", "f_g", "b_g", "f_b", "b_b"))
 PRESETS = {
     "spirograph": SpirographPolicy(name="spirograph"),
     "spirograph-2": SpirographPolicy(
-        name="spirograph-2",
-        groups=(("h",), ("b_r", "f_g", "b_g", "f_b", "b_b")),
-        corners=((0, 1), (1, 0), (1, 1)),
+        name="spirograph-2", groups=_GROUPS, corners=((0, 1), (1, 0), (1, 1))
+    ),
+    "spirograph-geometry": SpirographPolicy(
+        name="spirograph-geometry", groups=_GROUPS, corners=((1, 0),)
+    ),
+    "spirograph-colour": SpirographPolicy(
+        name="spirograph-colour", groups=_GROUPS, corners=((0, 1),)
     ),
 }
 """``spirograph``: all nuisances afresh in each view, as InvCLR has them; ``spirograph-2``: bits
-(geometry, colour), the two groups of amortised invariance learning (docs of ``amortised_2``)."""
+(geometry, colour), the two groups of amortised invariance learning (docs of ``amortised_2``);
+``spirograph-geometry``, ``spirograph-colour``: that group alone is drawn afresh, in every step."""
 
 
 def preset(name: str) -> SpirographPolicy:

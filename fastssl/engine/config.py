@@ -29,7 +29,8 @@ class TrainConfig:
     augment: str = "spirograph"
     """Policy that the views are drawn from. Folders: simclr, mocov2, invclr, swav, dissl,
     dissl-coarse, byol, byol-1, byol-2, amortised-2, amortised-5 or digits; spirograph:
-    spirograph or spirograph-2; sounds: mtslvr, clar or amortised-audio."""
+    spirograph, spirograph-2, spirograph-geometry or spirograph-colour; sounds: mtslvr, clar or
+    amortised-audio."""
     out: Path | None = None
     """Run folder. Default: runs/METHOD-DATA-N with the next free N."""
     backbone: str = "convnet"

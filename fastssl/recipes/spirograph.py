@@ -120,8 +120,11 @@ def amortised() -> Run:
     """Amortised invariances to geometry and colour (bits of spirograph-2), over SimCLR.
 
     Command: python -m fastssl.train --method amortised --compile
+
+    After 400 steps (n = 1) the ridge MSE of [1,1] was 0.0297; with --lr 6e-3 0.0339, and 0.0492
+    with the authors' dropout of 0.2 besides.
     """
-    settings = paper_configs.AmortisedConfig(projector_dims=(128, 64), temperature=0.2)
+    settings = paper_configs.AmortisedConfig(projector_dims=(128, 64), temperature=0.2, dropout=0.0)
     return _run("amortised", settings, augment="spirograph-2", lr=2e-3)
 
 

@@ -168,7 +168,7 @@ def test_groups_of_nuisances_follow_the_bits_of_the_step():
 
 
 def test_a_policy_of_images_is_refused_by_name():
-    with pytest.raises(ValueError, match="expected one of spirograph, spirograph-2 for spirograph"):
+    with pytest.raises(ValueError, match="expected one of spirograph, spirograph-2, spiro"):
         open_source("spirograph", augment="simclr")
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from tests.wrong.mutant import Mutant
 
 CONTRACT = "tests/methods/test_contract.py"
+AMORTISED = "tests/methods/test_amortised.py"
 
 
 def _data(name: str, file: str, old: str, new: str) -> Mutant:
     tests = ("tests/data/test_keyed.py", "tests/data/test_spirograph.py")
     return Mutant(f"data-{name}", f"fastssl/{file}.py", old, new, tests)
+
+
+def _amortised(name: str, old: str, new: str, test: str) -> Mutant:
+    file = "fastssl/methods/amortised.py"
+    return Mutant(f"amortised-{name}", file, old, new, (f"{AMORTISED}::test_{test}",))
 
 
 METHODS = (
@@ -40,6 +46,30 @@ METHODS = (
         "math.log(2 * num_samples - 1)",
         "math.log(2 * num_samples)",
         (CONTRACT,),
+    ),
+    _amortised(
+        "one-queue-for-all",
+        "k_ND, queue=corner",
+        "k_ND, queue=0 * corner",
+        "keys_enter_the_queue_of_their_corner_and_the_loss_reads_that_queue",
+    ),
+    _amortised(
+        "reads-another-queue",
+        "0, corner.view(1)",
+        "0, corner.view(1) - 1",
+        "keys_enter_the_queue_of_their_corner_and_the_loss_reads_that_queue",
+    ),
+    _amortised(
+        "keys-are-invariant-to-all",
+        'slow["backbone"](view, bits_K)',
+        'slow["backbone"](view)',
+        "queries_and_keys_are_told_the_same_vector",
+    ),
+    _amortised(
+        "one-predictor-for-all",
+        "(q_ND, corner)",
+        "(q_ND, 0 * corner)",
+        "the_heads_of_other_corners_learn_nothing",
     ),
 )
 
