@@ -265,15 +265,14 @@ def invclr(method, views, info):
         p = (i + n) % (2 * n)
         others = [cosine(z[i], z[k]) / tau for k in range(2 * n) if k not in (i, p)]
         total = total + softmax_loss(cosine(z[i], z[p]) / tau, others) / (2 * n)
-    unit = normalize(h, dim=1)
-    signs = torch.randint(0, 2, unit.shape).to(unit.dtype) * 2 - 1
-    (g,) = torch.autograd.grad((signs * unit).sum(), alpha, create_graph=True)
-    low, high = (torch.tensor(x, dtype=g.dtype) for x in spirograph_limits())
+    low, high = (torch.tensor(x, dtype=h.dtype) for x in spirograph_limits())
+    unit, start = normalize(h, dim=1), alpha.detach()
+    step = low + (high - low) * torch.rand(alpha.shape, dtype=alpha.dtype) - start
     variance = 0.0
     for i in range(n):
-        for a in range(g.shape[1]):
-            variance = variance + g[i, a] ** 2 * (high[a] - low[a]) ** 2 / 12 / n
-        variance = variance + torch.dot(g[i], (low + high) / 2 - alpha[i].detach()) ** 2 / n
+        for f in range(unit.shape[1]):
+            (slope,) = torch.autograd.grad(unit[i, f], info.nuisance_VNA, create_graph=True)
+            variance = variance + (slope[0] * step).sum() ** 2 / n
     return total + method.penalty * torch.clamp(variance, max=method.clip)
 
 
