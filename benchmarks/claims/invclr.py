@@ -30,7 +30,7 @@ NOTES = """\
 Recipe `invclr` on Spirograph (convnet, batch 128) with other weights; the weight 0 is the same
 code, so that batch statistics are alike. Every readout is fitted to and tested on fresh draws of
 its own nuisances; shifted nuisances are shifted for both. Ratios of variances are of features of
-unit length."""
+unit length. The quick table is of 16 px images."""
 
 WEIGHTS = (0.0, 1e-4, 1e-3, 1e-2)
 STEPS = {"full": 2000, "quick": 150}
@@ -38,6 +38,7 @@ OBJECTS = {
     "full": {"train": 6000, "validation": 2000, "test": 2000},
     "quick": {"train": 1000, "validation": 500, "test": 500},
 }
+SIDE = {"full": 32, "quick": 16}  # of the images, in pixels
 AVERAGES = 30
 METER_DRAWS = 8
 _H = ("h",)
@@ -54,8 +55,8 @@ _CHUNK = 250
 class Draws:
     """The objects of a seed under keyed draws of their nuisances."""
 
-    def __init__(self, seed: int, counts: Mapping[str, int]) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, counts: Mapping[str, int], *, side: int) -> None:
+        self._seed, self._side = seed, side
         self._index = {split: np.arange(count) for split, count in counts.items()}
         self.targets = {
             split: _tensor(draw_targets(index_N, seed=seed, split=split))
@@ -75,7 +76,8 @@ class Draws:
         parts = zip(
             self.targets[split].split(_CHUNK), _tensor(nuisance_NA).split(_CHUNK), strict=True
         )
-        return torch.cat([encode(render(target_NT, drawn_NA)) for target_NT, drawn_NA in parts])
+        images = (render(*part, side=self._side) for part in parts)
+        return torch.cat([encode(image_NCSS) for image_NCSS in images])
 
     def error(self, train_NF: Tensor, other_NF: Tensor, split: str) -> float:
         """Mean squared error on ``split`` of a ridge fitted to the train objects."""
@@ -99,9 +101,14 @@ class Draws:
 
 def one_seed(seed: int, *, length: Length, folder: Path) -> dict[str, float]:
     """Errors without the penalty and with it, by weight and at the best weight."""
-    draws = Draws(seed, OBJECTS[length])
+    draws = Draws(seed, OBJECTS[length], side=SIDE[length])
     steps = STEPS[length]
-    settings = {"seed": seed, "max_steps": steps, "readout_every": steps}
+    settings = {
+        "seed": seed,
+        "max_steps": steps,
+        "readout_every": steps,
+        "image_size": SIDE[length],
+    }
     recipe = with_train(default_run("invclr", "spirograph"), **settings)
     encoders, held, figures = {}, {}, {}
     for weight in WEIGHTS:

@@ -52,9 +52,7 @@ class _Stacked(TorchFunctionMode):
         if func is F.batch_norm:
             return _batch_norm(*args, **kwargs)
         if func in _RELUS:
-            x, dx = args[0].chunk(2)
-            y = F.relu(x)
-            return torch.cat([y, torch.ops.aten.threshold_backward(dx, y, 0)])
+            return _Relu.apply(args[0])
         if func in (F.max_pool2d, torch.max_pool2d):
             return _max_pool(*args, **kwargs)
         if func in _AFFINE:
@@ -100,42 +98,73 @@ def _batch_norm(
         y = F.batch_norm(x, running_mean_C, running_var_C, weight, bias, False, momentum, eps)
         scale_C = (running_var_C + eps).rsqrt() * (1.0 if weight is None else weight)
         return torch.cat([y, dx * scale_C.view(-1, *[1] * (x.ndim - 2))])
-    weight_C = x.new_ones(x.shape[1]) if weight is None else weight
-    bias_C = x.new_zeros(x.shape[1]) if bias is None else bias
+    weight = x.new_ones(x.shape[1]) if weight is None else weight
+    bias = x.new_zeros(x.shape[1]) if bias is None else bias
     y, mean_C, scale_C = torch.ops.aten.native_batch_norm(
-        x.detach(), weight_C.detach(), bias_C.detach(), running_mean_C, running_var_C, True,
-        momentum, eps,
-    )  # fmt: skip
-    return torch.cat(_Norm.apply(x, dx, weight_C, bias_C, y, mean_C, scale_C))
+        *(x.detach(), weight.detach(), bias.detach(), running_mean_C, running_var_C),
+        *(True, momentum, eps),
+    )
+    return _Norm.apply(x_M, weight, bias, y, mean_C, scale_C)  # type: ignore[no-any-return]
+
+
+class _Relu(torch.autograd.Function):
+    """Values and tangents pass where the values are positive, and so do gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x_M: Tensor) -> Tensor:  # type: ignore[override]
+        n = len(x_M) // 2
+        y_M = torch.empty_like(x_M)
+        torch.clamp_min(x_M[:n], 0, out=y_M[:n])
+        _pass_positive(x_M[n:], y_M[:n], out=y_M[n:])
+        ctx.save_for_backward(y_M)
+        return y_M
+
+    @staticmethod
+    def backward(ctx: Any, p_M: Tensor) -> Tensor:  # type: ignore[override]
+        (y_M,) = ctx.saved_tensors
+        n = len(y_M) // 2
+        g_M = torch.empty_like(p_M)
+        _pass_positive(p_M[:n], y_M[:n], out=g_M[:n])
+        _pass_positive(p_M[n:], y_M[:n], out=g_M[n:])
+        return g_M
+
+
+def _pass_positive(p: Tensor, y: Tensor, *, out: Tensor) -> None:
+    torch.ops.aten.threshold_backward.grad_input(p, y, 0, grad_input=out)
 
 
 class _Norm(torch.autograd.Function):
-    """(y, dy) of batch normalisation, y being made already.
+    """Values y, made already, and the tangents of batch normalisation.
 
     Backward of <p, y> + <q, dy>: x gets J p - s (x^ <q, dy> / n + mean(x^ dx) J q + mean(x^ q) dy),
     dx gets J q. The torch operator ``native_batch_norm_backward`` is J.
     """
 
     @staticmethod
-    def forward(ctx: Any, x, dx, weight_C, bias_C, y, mean_C, scale_C):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x_M, weight_C, bias_C, y, mean_C, scale_C):  # type: ignore[no-untyped-def]
+        x, dx = x_M.chunk(2)
         dy, with_x_C, sum_C = _jacobian(dx, x, weight_C, mean_C, scale_C)
-        ctx.save_for_backward(x, dx, dy, weight_C, mean_C, scale_C, with_x_C, sum_C)
-        return y.view_as(y), dy
+        ctx.save_for_backward(x_M, dy, weight_C, mean_C, scale_C, with_x_C, sum_C)
+        return torch.cat([y, dy])
 
     @staticmethod
-    def backward(ctx: Any, p, q):  # type: ignore[no-untyped-def]
-        x, dx, dy, weight_C, mean_C, scale_C, with_x_C, sum_C = ctx.saved_tensors
+    def backward(ctx: Any, p_M):  # type: ignore[no-untyped-def]
+        x_M, dy, weight_C, mean_C, scale_C, with_x_C, sum_C = ctx.saved_tensors
+        (x, dx), (p, q) = x_M.chunk(2), p_M.chunk(2)
         count, across = x.numel() // x.shape[1], [0, *range(2, x.ndim)]
         g_x, p_with_x_C, p_sum_C = _jacobian(p, x, weight_C, mean_C, scale_C)
         g_dx, q_with_x_C, q_sum_C = _jacobian(q, x, weight_C, mean_C, scale_C)
         # <q, P dx>, P the projection in J
         inner_C = (q * dx).sum(across) - (q_sum_C * sum_C + q_with_x_C * with_x_C) / count
-        wide = (-1, *[1] * (x.ndim - 2))
         on_x_C = -scale_C.pow(3) * weight_C * inner_C / count
         on_q_C, on_dy_C = -scale_C * with_x_C / count, -scale_C * q_with_x_C / count
-        g_x = g_x + on_x_C.view(wide) * (x - mean_C.view(wide))
-        g_x = g_x + on_q_C.view(wide) * g_dx + on_dy_C.view(wide) * dy
-        return g_x, g_dx, p_with_x_C + scale_C * inner_C, p_sum_C, None, None, None
+        on_x, on_q, on_dy, start = (
+            part_C.view(-1, *[1] * (x.ndim - 2))
+            for part_C in (on_x_C, on_q_C, on_dy_C, -on_x_C * mean_C)
+        )
+        g_x = torch.addcmul(start, on_x, x).add_(g_x).addcmul_(on_q, g_dx).addcmul_(on_dy, dy)
+        g_M = torch.cat([g_x, g_dx])
+        return g_M, p_with_x_C + scale_C * inner_C, p_sum_C, None, None, None
 
 
 def _jacobian(
