@@ -30,7 +30,10 @@ NOTES = """\
 Recipe `invclr` on Spirograph (convnet, batch 128) with other weights; the weight 0 is the same
 code, so that batch statistics are alike. Every readout is fitted to and tested on fresh draws of
 its own nuisances; shifted nuisances are shifted for both. Ratios of variances are of features of
-unit length. The quick table is of 16 px images."""
+unit length. The quick table is of 16 px images and 150 steps, which is no test of the paper's
+claim about the penalty: the full table has not been run. Looked at before on one seed (16 px, 1,500
+steps, ten averages): the penalty had no clear gain there either, with gradients that were wrong
+(torch's forward mode takes batch statistics for constants in reverse), so it says little."""
 
 WEIGHTS = (0.0, 1e-4, 1e-3, 1e-2)
 STEPS = {"full": 2000, "quick": 150}
