@@ -93,6 +93,9 @@ def moved(
     ``alpha_NA`` must require a gradient (``with_leaf``). The derivative is that of the
     vector-Jacobian product in its vector: forward mode proper is not traced by torch.compile.
     """
+    if drawn.nuisance_VNA is not None:
+        assert drawn.object_NT is not None
+        return spirograph.render_along(drawn.object_NT, alpha_NA, step_NA, side=side)
     x_NCSS = rerender(drawn, view, alpha_NA, side=side)
     vector_NCSS = 0 * x_NCSS  # any vector; torch.compile wants none made with requires_grad_
     (product_NA,) = torch.autograd.grad(x_NCSS, alpha_NA, vector_NCSS, create_graph=True)
