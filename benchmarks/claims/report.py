@@ -64,7 +64,7 @@ def keep(record: dict[str, Any]) -> None:
 
 def write_page() -> None:
     """docs/claims.md from the records."""
-    PAGE.write_text(page(_records()), encoding="utf-8")
+    PAGE.write_text(page(records()), encoding="utf-8")
 
 
 def page(records: Sequence[dict[str, Any]]) -> str:
@@ -72,7 +72,8 @@ def page(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join([HEAD, *(_section(record) for record in records)])
 
 
-def _records() -> list[dict[str, Any]]:
+def records() -> list[dict[str, Any]]:
+    """All records, by file name."""
     return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RECORDS.glob("*.json"))]
 
 

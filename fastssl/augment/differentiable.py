@@ -85,6 +85,24 @@ def rerender(drawn: Drawn, view: int, alpha_NA: Tensor, *, side: int) -> Tensor:
     return (x_NCSS - mean) / std
 
 
+def moved(
+    drawn: Drawn, view: int, alpha_NA: Tensor, step_NA: Tensor, *, side: int
+) -> tuple[Tensor, Tensor]:
+    """``rerender`` under ``alpha_NA`` and its derivative along ``step_NA``, without a graph.
+
+    ``alpha_NA`` must require a gradient (``with_leaf``). The derivative is that of the
+    vector-Jacobian product in its vector: forward mode proper is not traced by torch.compile.
+    """
+    if drawn.nuisance_VNA is not None:
+        assert drawn.object_NT is not None
+        return spirograph.render_along(drawn.object_NT, alpha_NA, step_NA, side=side)
+    x_NCSS = rerender(drawn, view, alpha_NA, side=side)
+    vector_NCSS = 0 * x_NCSS  # any vector; torch.compile wants none made with requires_grad_
+    (product_NA,) = torch.autograd.grad(x_NCSS, alpha_NA, vector_NCSS, create_graph=True)
+    (along_NCSS,) = torch.autograd.grad(product_NA, vector_NCSS, step_NA)
+    return x_NCSS.detach(), along_NCSS.detach()
+
+
 def jittered(x_NCSS: Tensor, alpha_NA: Tensor) -> Tensor:
     """Brightness, contrast, saturation, hue, in this order: the operator's own steps."""
     b_N, c_N, s_N, hue_N = alpha_NA.unbind(1)

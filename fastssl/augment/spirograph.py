@@ -74,6 +74,49 @@ def _paint(
     return back_NC[:, :, None, None] + value_NSS[:, None] * contrast_NC[:, :, None, None]
 
 
+def render_along(
+    target_NT: Tensor, nuisance_NA: Tensor, step_NA: Tensor, *, side: int = 32
+) -> tuple[Tensor, Tensor]:
+    """``render`` and its derivative along ``step_NA`` in the nuisances, without a graph.
+
+    By the chain rule, for a third of what two vector-Jacobian products cost.
+    """
+    nuisance_NA, step_NA = nuisance_NA.detach(), step_NA.detach()
+    m, b, sigma, f_r = (column[:, None] for column in target_NT.unbind(1))
+    h, b_r, f_g, b_g, f_b, b_b = (column[:, None] for column in nuisance_NA.unbind(1))
+    dh, db_r, df_g, db_g, df_b, db_b = (column[:, None] for column in step_NA.unbind(1))
+    t_J, u_S = _grids(side, target_NT.dtype, target_NT.device)
+    turn_NJ, dturn_NJ = t_J * ((m - h) / b), -t_J * (dh / b)
+    cos_NJ, sin_NJ = turn_NJ.cos(), turn_NJ.sin()
+    x_NJ, y_NJ = (m - h) * t_J.cos() + h * cos_NJ, (m - h) * t_J.sin() - h * sin_NJ
+    dx_NJ = dh * (cos_NJ - t_J.cos()) - h * sin_NJ * dturn_NJ
+    dy_NJ = -dh * (sin_NJ + t_J.sin()) - h * cos_NJ * dturn_NJ
+    rate_N11 = (-1.0 / sigma)[:, :, None]
+    row_NSJ, drow_NSJ = _bumps_along(u_S[:, None] - x_NJ[:, None, :], dx_NJ, rate_N11)
+    column_NSJ, dcolumn_NSJ = _bumps_along(u_S[:, None] - y_NJ[:, None, :], dy_NJ, rate_N11)
+    value_NSS = torch.bmm(row_NSJ, column_NSJ.mT)
+    along_NSS = torch.bmm(drow_NSJ, column_NSJ.mT).baddbmm(row_NSJ, dcolumn_NSJ.mT)
+    peak_N1, place_N1 = value_NSS.flatten(1).max(dim=1, keepdim=True)
+    scale_N11 = 1.0 / (peak_N1 + 1e-8 * NUM_POINTS)[:, :, None]
+    value_NSS = value_NSS * scale_N11
+    moved_N11 = along_NSS.flatten(1).gather(1, place_N1)[:, :, None]
+    along_NSS = (along_NSS - value_NSS * moved_N11) * scale_N11
+    back_NC, dback_NC = torch.cat([b_r, b_g, b_b], dim=1), torch.cat([db_r, db_g, db_b], dim=1)
+    over_NC = torch.cat([f_r, f_g, f_b], dim=1) - back_NC
+    dover_NC = torch.cat([0 * db_r, df_g, df_b], dim=1) - dback_NC
+    back, dback, over, dover = (
+        part[:, :, None, None] for part in (back_NC, dback_NC, over_NC, dover_NC)
+    )
+    value, along = value_NSS[:, None], along_NSS[:, None]
+    return torch.addcmul(back, value, over), torch.addcmul(dback, along, over).addcmul(value, dover)
+
+
+def _bumps_along(apart_NSJ: Tensor, d_NJ: Tensor, rate_N11: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(apart^2 rate) and its derivative where the centres move by d."""
+    bump_NSJ = (apart_NSJ.square() * rate_N11).clamp(min=_FLOOR).exp()
+    return bump_NSJ, bump_NSJ * apart_NSJ * (-2.0 * rate_N11 * d_NJ[:, None, :])
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpirographPolicy:
     """Which nuisances differ between the views of an object.

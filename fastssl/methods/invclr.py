@@ -1,10 +1,11 @@
 """InvCLR (Foster, Pukdee, Rainforth 2021, arXiv:2010.09515): a gradient penalty for invariance.
 
 h(alpha) = f(t(x; alpha)) / |.|        alpha: the differentiable parameters of the first view
-G_n = d/d alpha_n  sum_nd r_nd h_nd,   r Rademacher, fresh at every step
-V = mean_n E_alpha' [(G_n . (alpha' - alpha_n))^2],   L = L_contrast + lambda min(V, u)
-"closed": E = sum_a G_na^2 (high_a - low_a)^2 / 12 + (G_n . (mean - alpha_n))^2 for the uniform
-alpha'; "monte-carlo": the authors' mean over 100 draws. The views pass the encoder separately.
+V = mean_n E_alpha' |dh_n/dalpha (alpha' - alpha_n)|^2,   L = L_contrast + lambda min(V, u)
+"forward": one alpha' a sample, all of h exactly, values and derivatives in one pass (nn.tangent);
+"closed", "monte-carlo": G_n = d/d alpha_n sum_nd r_nd h_nd of fresh Rademacher r, double backward;
+the mean of (G_n . (alpha' - alpha_n))^2 in closed form, G' (Cov + offset offset') G for uniforms,
+or the authors' mean over 100 draws. The views pass the encoder separately, as the authors' do.
 """
 
 # shapes: N batch, C channels, S side, F features, A parameters, D embedding, L draws
@@ -14,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.augment.differentiable import alpha_of, limits_of, rerender, with_leaf
+from fastssl.augment.differentiable import alpha_of, limits_of, moved, rerender, with_leaf
 from fastssl.augment.drawn import Drawn
 from fastssl.methods.configs import MoCoV2Config, SimCLRConfig
 from fastssl.methods.mocov2 import MoCoV2
 from fastssl.methods.paper_configs import InvCLRConfig
 from fastssl.methods.simclr import SimCLR
 from fastssl.methods.views import check_two_views
+from fastssl.nn.tangent import tangent
 
 _DRAWS = 100
 
@@ -64,11 +66,9 @@ class InvCLR(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views (N, C, S, S); the first is made anew from its alpha."""
         check_two_views("invclr", views)
-        alpha_NA = alpha_of(table, 0)
-        view_NCSS = rerender(table, 0, alpha_NA, side=views[0].shape[-1]).to(views[0].dtype)
-        h_NF = self.backbone(view_NCSS)
+        penalised = self._forward if self.expectation == "forward" else self._reverse
+        h_NF, variance = penalised(views[0], table)
         loss, metrics = self.contrast.contrast(h_NF, views[1])  # type: ignore[operator]
-        variance = self._variance(h_NF, alpha_NA, table)
         metrics = {**metrics, "contrast": loss.detach(), "variance": variance.detach()}
         return loss + self.penalty * variance.clamp(max=self.clip), metrics
 
@@ -81,17 +81,38 @@ class InvCLR(nn.Module):
         if isinstance(self.contrast, MoCoV2):
             self.contrast.after_step(step, total)
 
-    def _variance(self, h_NF: Tensor, alpha_NA: Tensor, table: Drawn) -> Tensor:
-        """V of the module's equation."""
-        h_NF = h_NF.float() if h_NF.dtype.itemsize < 4 else h_NF
-        h_NF = F.normalize(h_NF, dim=1) if self.normalise == "unit" else h_NF
-        signs_NF = torch.randint(0, 2, h_NF.shape, device=h_NF.device).to(h_NF.dtype) * 2 - 1
-        (g_NA,) = torch.autograd.grad((signs_NF * h_NF).sum(), alpha_NA, create_graph=True)
+    def _forward(self, view_NCSS: Tensor, table: Drawn) -> tuple[Tensor, Tensor]:
+        """Features of the first view and V, of one alpha' for each sample."""
+        low_A, high_A = limits_of(table)
+        alpha_NA = alpha_of(table, 0)
+        step_NA = low_A + (high_A - low_A) * torch.rand_like(alpha_NA) - alpha_NA.detach()
+        made = moved(table, 0, alpha_NA, step_NA, side=view_NCSS.shape[-1])
+        h_NF, dh_NF = tangent(self.backbone, *(part.to(view_NCSS.dtype) for part in made))
+        if self.normalise == "none":
+            return h_NF, _wide(dh_NF).square().sum(1).mean()
+        length_N1 = _wide(h_NF).norm(dim=1, keepdim=True).clamp(min=1e-12)
+        unit_NF, dunit_NF = _wide(h_NF) / length_N1, _wide(dh_NF) / length_N1
+        dunit_NF = dunit_NF - unit_NF * (unit_NF * dunit_NF).sum(1, keepdim=True)
+        return h_NF, dunit_NF.square().sum(1).mean()
+
+    def _reverse(self, view_NCSS: Tensor, table: Drawn) -> tuple[Tensor, Tensor]:
+        """Features of the first view and V, of one sign for each feature."""
+        alpha_NA = alpha_of(table, 0)
+        made_NCSS = rerender(table, 0, alpha_NA, side=view_NCSS.shape[-1]).to(view_NCSS.dtype)
+        h_NF = self.backbone(made_NCSS)
+        unit_NF = F.normalize(_wide(h_NF), dim=1) if self.normalise == "unit" else _wide(h_NF)
+        signs_NF = torch.randint(0, 2, h_NF.shape, device=h_NF.device).to(unit_NF.dtype) * 2 - 1
+        (g_NA,) = torch.autograd.grad((signs_NF * unit_NF).sum(), alpha_NA, create_graph=True)
         low_A, high_A = limits_of(table)
         if self.expectation == "monte-carlo":
             unit_LNA = torch.rand(_DRAWS, *g_NA.shape, dtype=g_NA.dtype, device=g_NA.device)
             apart_LNA = low_A + (high_A - low_A) * unit_LNA - alpha_NA.detach()
-            return (g_NA * apart_LNA).sum(2).square().mean()
+            return h_NF, (g_NA * apart_LNA).sum(2).square().mean()
         spread_A = (high_A - low_A).square() / 12
         offset_NA = (low_A + high_A) / 2 - alpha_NA.detach()
-        return ((g_NA.square() * spread_A).sum(1) + (g_NA * offset_NA).sum(1).square()).mean()
+        squares_N = (g_NA.square() * spread_A).sum(1) + (g_NA * offset_NA).sum(1).square()
+        return h_NF, squares_N.mean()
+
+
+def _wide(h_NF: Tensor) -> Tensor:
+    return h_NF.float() if h_NF.dtype.itemsize < 4 else h_NF

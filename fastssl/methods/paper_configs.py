@@ -109,8 +109,10 @@ class InvCLRConfig:
     """Weight lambda of the penalty: 0.1 on CIFAR, 0.01 on Spirograph. Too much collapses."""
     clip: float = 1000.0
     """Bound of the penalty (1 on CIFAR, 1000 on Spirograph); above it the gradient is zero."""
-    expectation: Literal["closed", "monte-carlo"] = "closed"
-    """Of the inner expectation over fresh parameters: exact, or the authors' 100 draws."""
+    expectation: Literal["forward", "closed", "monte-carlo"] = "forward"
+    """Estimator of the variance: one draw of fresh parameters and every feature, in forward mode
+    (convolutional encoders); or, twice backward and dearer, a random sign for each feature and
+    the draws in closed form, or the authors' 100 of them."""
     normalise: Literal["unit", "none"] = "unit"
     """Penalise features of unit length, or as they are."""
     temperature: float = 0.5

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from fastssl.augment import spirograph
 from fastssl.augment.drawn import Drawn
+from tests.methods.twice import by_hand, twice
 
 
 def encoded(method, views):
@@ -253,27 +254,25 @@ def amortised(method, views, info):
 
 
 def invclr(method, views, info):
-    """Section 3 of Foster et al. 2021 on Spirograph, the expectation by that of uniforms."""
-    alpha = info.nuisance_VNA[0]
-    view = spirograph.render(info.object_NT, alpha, side=views[0].shape[-1])
-    h = method.backbone(view)
+    """Section 3 of Foster et al. 2021 on Spirograph, with one fresh alpha' for each sample."""
+    alpha = info.nuisance_VNA[0].detach()
+    low, high = (torch.tensor(x, dtype=alpha.dtype) for x in spirograph_limits())
+    step = low + (high - low) * torch.rand(alpha.shape, dtype=alpha.dtype) - alpha
+    net = by_hand(method.backbone)
+
+    def features(alpha):
+        return net(spirograph.render(info.object_NT, alpha, side=views[0].shape[-1]))
+
     inner = method.contrast
-    z = inner.projector(torch.cat([h, method.backbone(views[1])]))
+    z = inner.projector(torch.cat([features(alpha), net(views[1])]))
     n, tau = len(views[0]), inner.loss.temperature
     total = 0.0
     for i in range(2 * n):
         p = (i + n) % (2 * n)
         others = [cosine(z[i], z[k]) / tau for k in range(2 * n) if k not in (i, p)]
         total = total + softmax_loss(cosine(z[i], z[p]) / tau, others) / (2 * n)
-    unit = normalize(h, dim=1)
-    signs = torch.randint(0, 2, unit.shape).to(unit.dtype) * 2 - 1
-    (g,) = torch.autograd.grad((signs * unit).sum(), alpha, create_graph=True)
-    low, high = (torch.tensor(x, dtype=g.dtype) for x in spirograph_limits())
-    variance = 0.0
-    for i in range(n):
-        for a in range(g.shape[1]):
-            variance = variance + g[i, a] ** 2 * (high[a] - low[a]) ** 2 / 12 / n
-        variance = variance + torch.dot(g[i], (low + high) / 2 - alpha[i].detach()) ** 2 / n
+    _, along = twice(lambda alpha: normalize(features(alpha), dim=1), alpha, step)
+    variance = sum(row.square().sum() for row in along) / n
     return total + method.penalty * torch.clamp(variance, max=method.clip)
 
 

@@ -20,6 +20,20 @@ def _amortised(name: str, old: str, new: str, test: str) -> Mutant:
 
 METHODS = (
     Mutant(
+        "tangents-of-batch-norm-forget-how-its-statistics-move",
+        "fastssl/nn/tangent.py",
+        ".addcmul_(on_q, g_dx)",
+        "",
+        ("tests/methods/test_invclr.py",),
+    ),
+    Mutant(
+        "invclr-moves-features-along-themselves",
+        "fastssl/methods/invclr.py",
+        "dunit_NF = dunit_NF - unit_NF * (unit_NF * dunit_NF).sum(1, keepdim=True)",
+        "dunit_NF = dunit_NF * 1.0",
+        (CONTRACT,),
+    ),
+    Mutant(
         "simclr-trains-the-backbone-alone",
         "fastssl/methods/simclr.py",
         "self.projector(h_MF).chunk(2)",
