@@ -34,7 +34,8 @@ def mean_and_error(values: Values) -> tuple[float, float]:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, math.inf
-    return mean, statistics.stdev(values) / math.sqrt(len(values))
+    spread = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)  # takes NaN
+    return mean, math.sqrt(spread / len(values))
 
 
 def figure(values: Values) -> str:

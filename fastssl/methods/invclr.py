@@ -5,7 +5,7 @@ V = mean_n E_alpha' |dh_n/dalpha (alpha' - alpha_n)|^2,   L = L_contrast + lambd
 "forward": one alpha' a sample, all of h exactly, values and derivatives in one pass (nn.tangent);
 "closed", "monte-carlo": G_n = d/d alpha_n sum_nd r_nd h_nd of fresh Rademacher r, double backward;
 the mean of (G_n . (alpha' - alpha_n))^2 in closed form, G' (Cov + offset offset') G for uniforms,
-or the authors' mean over 100 draws. The views pass the encoder separately, as the authors' do.
+or the authors' mean over 100 draws. The views pass the encoder separately.
 """
 
 # shapes: N batch, C channels, S side, F features, A parameters, D embedding, L draws
