@@ -211,6 +211,17 @@ def _amortised(
     )
 
 
+def digits(image_size: int, num_views: int = 2) -> Policy:
+    """Small images whose content turns into another by a flip, as digits do; ours throughout.
+
+    Crop area .5-1, ratio 4/5-5/4: shifts and zooms. No flip, no colour. Give images larger than the
+    views (digits of 8 px enlarged to 32): a crop's edges lie on whole pixels of the image.
+    """
+    ranges = Ranges(scale=(0.5, 1.0), ratio=(4 / 5, 5 / 4), hflip=0.0)
+    group = Group(size=image_size, num_views=num_views, settings=Settings(**IMAGENET))
+    return alike("digits", ranges, group)
+
+
 PRESETS: dict[str, Callable[[int, int], Policy]] = {
     "simclr": simclr,
     "mocov2": mocov2,
@@ -223,6 +234,7 @@ PRESETS: dict[str, Callable[[int, int], Policy]] = {
     "byol-2": byol_2,
     "amortised-2": amortised_2,
     "amortised-5": amortised_5,
+    "digits": digits,
 }
 
 

@@ -20,7 +20,7 @@ from fastssl.losses import NTXentLoss
 from fastssl.methods.paper_configs import StochasticConfig
 from fastssl.methods.views import check_two_views
 from fastssl.nn.heads import mlp
-from fastssl.nn.latent import BernoulliLatent, CategoricalLatent, GaussianLatent
+from fastssl.nn.latent import BernoulliLatent, CategoricalLatent, Coded, GaussianLatent
 
 NATS_PER_BIT = math.log(2)
 
@@ -35,15 +35,15 @@ class Stochastic(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: StochasticConfig) -> None:
         super().__init__()
-        self.backbone = backbone
         width = int(backbone.num_features)  # type: ignore[arg-type]
         self.placement = config.placement
         if config.placement == "head":
+            self.backbone = backbone
             self.projector = mlp(width, config.projector_dims)
-            width = config.projector_dims[-1]
+            self.latent = make_latent(config.projector_dims[-1], config)
         else:
-            self.projector = mlp(config.latent_dim, config.projector_dims)
-        self.latent = make_latent(width, config)
+            self.backbone = Coded(backbone, make_latent(width, config))
+            self.projector = mlp(self.backbone.num_features, config.projector_dims)
         self.loss = NTXentLoss(config.temperature)
         self.beta, self.warmup_steps = config.beta, config.warmup_beta_steps
         self.register_buffer("steps", torch.zeros(()))
@@ -53,13 +53,13 @@ class Stochastic(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two views (N, C, S, S); ``rate_bits`` is the KL per view."""
         check_two_views("stochastic", views)
-        h_MF = self.backbone(torch.cat(views))
+        x_MCSS = torch.cat(views)
         if self.placement == "head":
-            posterior = self.latent(self.projector(h_MF))
+            posterior = self.latent(self.projector(self.backbone(x_MCSS)))
             z_MD = posterior.sample_ND
         else:
-            posterior = self.latent(h_MF)
-            z_MD = self.projector(posterior.sample_ND.to(h_MF.dtype))
+            posterior = self.backbone.posterior(x_MCSS)
+            z_MD = self.projector(posterior.sample_ND.to(x_MCSS.dtype))
         contrast = self.loss(*z_MD.chunk(2))
         rate = posterior.rate_N.mean()
         weight = self.beta * self._progress().to(rate.dtype)
@@ -77,9 +77,8 @@ class Stochastic(nn.Module):
         self.steps.fill_(step + 1)
 
     def features(self, x_NCSS: Tensor) -> Tensor:
-        """(N, F) or (N, latent_dim): the code of the latent that stands for the representation."""
-        h_NF = self.backbone(x_NCSS)
-        return h_NF if self.placement == "head" else self.latent(h_NF).code_ND.to(h_NF.dtype)
+        """(N, F) of the encoder, or (N, latent_dim) where the latent's code is its output."""
+        return self.backbone(x_NCSS)
 
 
 def make_latent(width: int, config: StochasticConfig) -> nn.Module:

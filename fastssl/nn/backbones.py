@@ -1,7 +1,7 @@
-"""Encoders by name: the small conv net, any torchvision classifier, any timm model; heads removed.
+"""Encoders by name: two small nets, any torchvision classifier, any timm model; heads removed.
 
-A name is looked up as ``convnet``, then in torchvision, then in timm; ``torchvision/NAME`` and
-``timm/NAME`` choose the library. Weights always start at random: nothing is ever downloaded.
+A name is looked up as ``convnet``, ``mlp`` or ``mlp-F`` (F features), then in torchvision, then in
+timm; ``torchvision/NAME`` and ``timm/NAME`` choose the library. Weights always start at random: nothing is ever downloaded.
 """
 
 # shapes: N batch, C channels, S side, F features
@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import re
 from types import ModuleType
 from typing import TypeVar
 
@@ -17,9 +18,11 @@ import torch
 from torch import nn
 
 from fastssl.nn.convnet import ConvNet
+from fastssl.nn.perceptron import Perceptron
 
 SMALL_IMAGE = 64  # below this side a ResNet gets the small-image stem
 _HEADS = ("fc", "heads", "head", "classifier")  # what torchvision calls its classification head
+_MLP = re.compile(r"mlp(?:-([1-9][0-9]*))?")
 _ModelT = TypeVar("_ModelT", bound=nn.Module)
 
 
@@ -32,7 +35,7 @@ def build_backbone(name: str, image_size: int, *, channels: int = 3) -> nn.Modul
     library, plain = resolve(name)
     try:
         if library == "fastssl":
-            model: nn.Module = ConvNet(channels)
+            model: nn.Module = _ours(plain, image_size, channels)
         elif library == "torchvision":
             model = with_channels(_torchvision(plain, image_size), channels)
         else:
@@ -51,13 +54,13 @@ def build_backbone(name: str, image_size: int, *, channels: int = 3) -> nn.Modul
 def resolve(name: str) -> tuple[str, str]:
     """The library ("fastssl", "torchvision" or "timm") that holds ``name``, and its name there."""
     library, _, plain = name.rpartition("/")
-    if library in ("", "fastssl") and plain == "convnet":
+    if library in ("", "fastssl") and (plain == "convnet" or _MLP.fullmatch(plain)):
         return "fastssl", plain
     if library in ("", "torchvision") and plain in _torchvision_names():
         return "torchvision", plain
     if library in ("", "timm") and _is_timm(plain):
         return "timm", plain
-    known = ["convnet", *_torchvision_names(), *_timm_names()]
+    known = ["convnet", "mlp", *_torchvision_names(), *_timm_names()]
     close = difflib.get_close_matches(plain, known, n=4, cutoff=0.6)
     hint = f"; did you mean {', '.join(close)}?" if close else ""
     missing = [
@@ -66,7 +69,7 @@ def resolve(name: str) -> tuple[str, str]:
         if importlib.util.find_spec(library) is None
     ]
     raise ValueError(
-        f"backbone: expected convnet or the name of a torchvision or timm classifier, "
+        f"backbone: expected convnet, mlp, mlp-FEATURES or the name of a torchvision or timm classifier, "
         f"received {name!r}{hint}" + "".join(f" ({text})" for text in missing)
     )
 
@@ -120,7 +123,9 @@ def stem_name(name: str, image_size: int) -> str:
     library, plain = resolve(name)
     if library == "torchvision" and has_small_stem(plain, image_size):
         return "3x3 stride 1, no max-pool"
-    return "as published by the library" if library != "fastssl" else "3x3 stride 2"
+    if library == "fastssl":
+        return "3x3 stride 2" if plain == "convnet" else "none: all pixels"
+    return "as published by the library"
 
 
 def has_small_stem(torchvision_name: str, image_size: int) -> bool:
@@ -145,6 +150,13 @@ def head_name(model: nn.Module) -> str:
 
 def _linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
+
+
+def _ours(name: str, image_size: int, channels: int) -> nn.Module:
+    mlp = _MLP.fullmatch(name)
+    if mlp is None:
+        return ConvNet(channels)
+    return Perceptron(channels * image_size**2, int(mlp[1] or Perceptron.num_features))
 
 
 def _torchvision(name: str, image_size: int) -> nn.Module:

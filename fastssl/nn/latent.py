@@ -6,7 +6,7 @@ categorical variables of K values with a uniform prior (Gumbel-softmax, Jang et 
 is the KL from the prior in nats, summed over the latent's dimensions.
 """
 
-# shapes: N batch, F features, D latent, G variables, K values of each
+# shapes: N batch, C channels, S side, F features, D latent, G variables, K values of each
 from __future__ import annotations
 
 import math
@@ -33,6 +33,7 @@ class GaussianLatent(nn.Module):
     def __init__(self, num_features: int, dim: int) -> None:
         super().__init__()
         self.parameters_of = nn.Linear(num_features, 2 * dim)
+        self.dim, self.values = dim, 0
         self.code_bits = 32 * dim
 
     def forward(self, h_NF: Tensor) -> Posterior:
@@ -58,6 +59,7 @@ class BernoulliLatent(nn.Module):
         super().__init__()
         self.parameters_of = nn.Linear(num_features, dim)
         self.relaxation, self.sampling = relaxation, sampling
+        self.dim, self.values = dim, 2
         self.code_bits = dim
 
     def forward(self, h_NF: Tensor) -> Posterior:
@@ -89,7 +91,8 @@ class CategoricalLatent(nn.Module):
         if dim % values:
             raise ValueError(f"latent_dim: expected a multiple of {values} values, received {dim}")
         self.parameters_of = nn.Linear(num_features, dim)
-        self.values, self.relaxation, self.sampling = values, relaxation, sampling
+        self.relaxation, self.sampling = relaxation, sampling
+        self.dim, self.values = dim, values
         self.code_bits = dim // values * math.ceil(math.log2(values))
 
     def forward(self, h_NF: Tensor) -> Posterior:
@@ -102,6 +105,22 @@ class CategoricalLatent(nn.Module):
         log_NGK = logits_NGK.log_softmax(2)
         rate_NG = (log_NGK.exp() * log_NGK).sum(2) + math.log(self.values)
         return Posterior(soft_NGK.flatten(1), _one_hot(logits_NGK).flatten(1), rate_NG.sum(1))
+
+
+class Coded(nn.Module):
+    """An encoder that ends in a latent: (N, C, S, S) -> (N, D), the code, which is not random."""
+
+    def __init__(self, trunk: nn.Module, latent: nn.Module) -> None:
+        super().__init__()
+        self.trunk, self.latent = trunk, latent
+        self.num_features = int(latent.dim)  # type: ignore[arg-type]
+
+    def forward(self, x_NCSS: Tensor) -> Tensor:
+        return self.posterior(x_NCSS).code_ND.to(x_NCSS.dtype)
+
+    def posterior(self, x_NCSS: Tensor) -> Posterior:
+        """Of these images, with one sample."""
+        return self.latent(self.trunk(x_NCSS))
 
 
 def _wide(x: Tensor) -> Tensor:

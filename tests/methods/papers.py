@@ -221,8 +221,8 @@ def dissl(method, views, info):
 
 def stochastic(method, views, info):
     """The reconstruction of the module's docstring, Gaussian, at the full weight of the rate."""
-    h = method.backbone(torch.cat(views))
-    mu, raw = method.latent.parameters_of(h).chunk(2, dim=1)
+    h = method.backbone.trunk(torch.cat(views))
+    mu, raw = method.backbone.latent.parameters_of(h).chunk(2, dim=1)
     s = nn.functional.softplus(raw) + 1e-4
     z = method.projector((mu + s * torch.randn_like(mu)).to(h.dtype))
     n, tau = len(views[0]), method.loss.temperature
@@ -347,7 +347,6 @@ UNUSED: dict[str, str] = {}
 
 OWN_FEATURES = {
     "amortised": lambda method: method.backbone.num_features,
-    "stochastic": lambda method: 16,
 }
 """Width of the features of methods that do not take them from the backbone as it is."""
 
