@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -37,6 +39,18 @@ def test_the_recipes_cover_each_papers_own_sets():
     assert has["cissl"] & has["dissl"] >= {"tinyimagenet", "imagenet"}
     assert has["amortised"] >= {"imagenet100", "imagenet"}
     assert all("cifar10" in sets for name, sets in has.items() if name != "mtslvr")
+
+
+def test_the_page_shows_the_table_as_it_is():
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    for recipe, lines in PUBLISHED.items():
+        for method, x in lines.items():
+            shown = "CIFAR-10/100" if recipe.startswith("cifar") else recipe
+            cells = (
+                f"{shown} | `{method}` | {x.backbone} | {x.optimizer} {x.lr:g} | "
+                f"{x.weight_decay:g} | {x.batch} | {x.epochs}, {x.warmup} | {x.augment} | {x.source}"
+            )
+            assert f"| {cells} |" in page, cells
 
 
 def test_learning_rates_are_the_papers_after_scaling():
