@@ -48,7 +48,8 @@ def test_the_page_shows_the_table_as_it_is():
             shown = "CIFAR-10/100" if recipe.startswith("cifar") else recipe
             cells = (
                 f"{shown} | `{method}` | {x.backbone} | {x.optimizer} {x.lr:g} | "
-                f"{x.weight_decay:g} | {x.batch} | {x.epochs}, {x.warmup} | {x.augment} | {x.source}"
+                f"{x.weight_decay:g} | {x.batch} | {x.epochs}, {x.warmup} | "
+                f"{x.augment} | {x.source}"
             )
             assert f"| {cells} |" in page, cells
 
