@@ -58,12 +58,13 @@ def run(options: argparse.Namespace) -> int:
         steps = contestants(Path(name), batch, quick=options.quick)
         rounds = 1 if options.quick else 3
         timings = taken_in_turns(steps, rounds)
-    memory = {} if options.quick else peaks(options.threads)
     for title, timing in timings.items():
-        used = f"  {memory[title] / 2**20:,.0f} MiB" if title in memory else ""
-        print(f"{title:<26} {timing}  {2 * batch / timing.median:,.0f} views/s{used}")
+        print(f"{title:<26} {timing}  {2 * batch / timing.median:,.0f} views/s", flush=True)
     floor = floor_seconds(options.threads, batch)
     print(f"floor: forward and backward convolutions at the fp32 FMA peak {floor:.2f} s")
+    memory = {} if options.quick else peaks(options.threads)
+    for title, extra in memory.items():
+        print(f"{title:<26} {extra / 2**20:,.0f} MiB added by a step at its peak")
     rows = {title: as_record(timing) for title, timing in timings.items()}
     found = {"machine": machine, "batch_size": batch, "rows": rows}
     verdicts = judged(timings)
@@ -232,19 +233,22 @@ def peaks(threads: int) -> dict[str, int]:
     }
     step = "benchmarks.systems.step:second_step"
     return {
-        title: extra_peak_bytes(step, threads=threads, **case) for title, case in wanted.items()
+        title: extra_peak_bytes(step, threads=threads, batch=BATCH, compiling=True, **case)
+        for title, case in wanted.items()
     }
 
 
-def second_step(*, who: str, precision: Precision, threads: int) -> Step:
+def second_step(
+    *, who: str, precision: Precision, threads: int, batch: int = 16, compiling: bool = False
+) -> Step:
     """A step that was taken once, so that nothing is compiled or allocated for good in it."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as name:
         file = make_array(Path(name))
         if who == "ours":
-            step = ours(file, BATCH, precision=precision)
+            step = ours(file, batch, precision=precision, compiling=compiling)
         else:
-            step = lightlys(file, BATCH, workers=0, precision=precision)
+            step = lightlys(file, batch, workers=0, precision=precision)
         step()
     return step
 
