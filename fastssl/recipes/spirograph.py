@@ -73,7 +73,7 @@ def swav() -> Run:
     Command: python -m fastssl.train --method swav --compile
     """
     settings = configs.SwAVConfig(
-        projector_dims=(128, 64), num_prototypes=256, freeze_prototypes_steps=10
+        temperature=0.2, projector_dims=(128, 64), num_prototypes=256, freeze_prototypes_steps=10
     )
     return _run("swav", settings)
 
