@@ -72,7 +72,7 @@ def _default(argv: list[str]) -> Run:
         train = replace(run.train, resume=False, overwrite=False, dry_run=False, preview=0)
         return replace(run, train=train)
     method, data = flag_value(argv, "--method"), flag_value(argv, "--data")
-    run = default_run(method or "simclr", data or "spirograph")
+    run = default_run(method or "simclr", data or "spirograph", flag_value(argv, "--recipe"))
     if flag_value(argv, "--epochs") and not flag_value(argv, "--max-steps"):
         run = replace(run, train=replace(run.train, max_steps=None))  # the length asked for wins
     return run

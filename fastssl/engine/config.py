@@ -26,6 +26,9 @@ class TrainConfig:
     (a folder of .tar files, or DIR/shard-{000..009}.tar); arrays (.npz, .safetensors with images
     and perhaps labels; .npy); torchvision:NAME:FOLDER (never downloaded). Sounds:
     `tones` (embedded, procedural), or a folder of WAV, FLAC, OGG and MP3 files."""
+    recipe: str | None = None
+    """Whose defaults the run has: cifar10, cifar100, tinyimagenet, imagenet100 or imagenet, as the
+    paper has them (docs/methods.md). Default: by the kind of --data."""
     augment: str = "spirograph"
     """Policy that the views are drawn from. Folders: simclr, mocov2, invclr, swav, dissl,
     dissl-coarse, byol, byol-1, byol-2, amortised-2, amortised-5 or digits; spirograph:

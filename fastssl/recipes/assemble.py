@@ -165,7 +165,7 @@ def validated(
 
 def _refuse_long_warmup(config: TrainConfig, steps: int) -> None:
     """The recipe's own warm-up is shortened with the run; one that was asked for is not."""
-    usual = default_run(config.method, config.data).train.warmup_steps
+    usual = default_run(config.method, config.data, config.recipe).train.warmup_steps
     if config.warmup_steps not in (0, usual) and config.warmup_steps >= steps:
         raise ValueError(
             f"warmup_steps: expected 0 to {steps - 1} for a run of {steps} steps, received "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastssl.data.sounds import holds_sounds
 from fastssl.recipes import folder, simclr, spirograph, tones
+from fastssl.recipes.published import published_run
 from fastssl.recipes.run import Run, method_config
 
 EMBEDDED = ("spirograph", "tones")
@@ -73,9 +74,14 @@ def short_name(data: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "folder"
 
 
-def default_run(method: str, data: str) -> Run:
+def default_run(method: str, data: str, recipe: str | None = None) -> Run:
     """The recipe's Run for this method on this data, with ``data`` as given."""
     method_config(method)
+    if recipe is not None:
+        if data in EMBEDDED:
+            raise ValueError(f"--recipe {recipe}: needs --data, a folder with its images")
+        run = published_run(method, recipe)
+        return dataclasses.replace(run, train=dataclasses.replace(run.train, data=data))
     kind = data_kind(data)
     if (method, kind) not in RECIPES:
         raise ValueError(_no_recipe(method, kind))

@@ -73,9 +73,9 @@ def swav() -> Run:
     Command: python -m fastssl.train --method swav --compile
     """
     settings = configs.SwAVConfig(
-        projector_dims=(128, 64), num_prototypes=256, freeze_prototypes_steps=50, queue_size=1024
+        temperature=0.2, projector_dims=(128, 64), num_prototypes=256, freeze_prototypes_steps=10
     )
-    return _run("swav", settings, lr=2e-3)
+    return _run("swav", settings)
 
 
 def dino() -> Run:
