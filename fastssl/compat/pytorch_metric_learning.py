@@ -230,6 +230,9 @@ def _is_cosine(distance: nn.Module | None) -> bool:
 
 
 def _check_rows(embeddings: Tensor, labels: Tensor | None) -> None:
+    if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
+        received = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
+        raise ValueError(f"embeddings must be a tensor of floats; received {received}")
     if embeddings.dim() != 2:
         raise ValueError("embeddings must be a 2D tensor of shape (batch_size, embedding_size)")
     if labels is not None and embeddings.shape[0] != labels.shape[0]:

@@ -272,3 +272,11 @@ def test_nan_does_what_it_does_in_the_original(name, where):
         labels[2 if where == "one label" else slice(None)] = torch.nan
     mine, peer = (loss_fn(z, labels) for loss_fn in both(name))
     torch.testing.assert_close(mine, peer, equal_nan=True)
+
+
+@every_loss
+def test_what_is_no_tensor_of_floats_is_refused(name):
+    z, labels = torch.ones(4, 3), torch.arange(4) % 2
+    for wrong, received in ((z.long(), "torch.int64"), (z.numpy(), "ndarray")):
+        with pytest.raises(ValueError, match=f"embeddings must be .* received {received}"):
+            getattr(ours, name)()(wrong, labels)
