@@ -62,8 +62,9 @@ class KeyQueue(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("num_keys", num_keys), ("width", width), ("num_queues", num_queues)):
-            whole = isinstance(size, int) and not isinstance(size, bool)
-            if not (whole and size >= 1) and not (size is None and name == "num_queues"):
+            if size is None and name == "num_queues":
+                continue
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 expected = "an integer of at least 1"
                 raise ValueError(f"KeyQueue: {name} must be {expected}; received {size!r}")
         if dtype not in DTYPES:
