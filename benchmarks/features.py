@@ -20,9 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastssl.losses import Ring
-from fastssl.losses.spec import CASES, Case
+from fastssl.losses.spec import CASES, Case, bad_everywhere
 
 PAGE = Path(__file__).parent.parent / "docs" / "losses.md"
+ELSEWHERE = Path(__file__).with_name("features_elsewhere.md")
+"""What the page says beside the checks, by hand; each line names the tests that prove it."""
 KNOBS = {"temperature": 0.3, "logit_scale": 4.0, "scale": 4.0}
 
 
@@ -206,6 +208,25 @@ def tells_top1(case: Case) -> bool:
     return 0 <= metrics.top1.item() <= 1
 
 
+def refuses_bad_input(case: Case) -> bool:
+    """A ValueError that names loss and argument, for wrong tensors and wrong temperatures."""
+    for bad in bad_everywhere(case):
+        try:
+            bad.call()
+        except ValueError as error:
+            if not all(word in str(error) for word in bad.mentions):
+                return False
+        else:
+            return False
+    return True
+
+
+def repeats_its_bits(case: Case) -> bool:
+    """Value and gradients of two calls in float32 are the same bits."""
+    runs = [value_and_grads(case, leaves(case, torch.float32), KNOBS[case.knob]) for _ in range(2)]
+    return all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
 PROMISES: dict[str, Callable[[Case], bool]] = {
     "fp64": lambda case: keeps_dtype(case, torch.float64),
     "fp32": lambda case: keeps_dtype(case, torch.float32),
@@ -224,6 +245,8 @@ PROMISES: dict[str, Callable[[Case], bool]] = {
     "autocast": ignores_autocast,
     "metrics": tells_metrics,
     "top-1": tells_top1,
+    "bad input": refuses_bad_input,
+    "same bits": repeats_its_bits,
 }
 
 HEAD = """# Losses
@@ -268,7 +291,7 @@ def page() -> str:
         who = ", ".join(sorted({f"`{case.loss}`" for case, _ in held}))
         what = ", ".join(dict.fromkeys(p for _, p in held))
         text += f"- {who}, {what}: {reason}.\n"
-    return text
+    return text + "\n" + ELSEWHERE.read_text(encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -116,8 +116,8 @@ def record(binary: Binary) -> dict:
     }
 
 
-def peers(archs: tuple[int, ...]) -> bool:
-    """Prints the same rows for public kernels, and whether we are ahead of every installed one."""
+def peers(archs: tuple[int, ...]) -> tuple[bool, list[Binary]]:
+    """Prints the same rows for public kernels; whether we are ahead of all, and their binaries."""
     from fastssl.kernels import datasheet_peers
 
     reasons = datasheet_peers.installed()
@@ -125,13 +125,15 @@ def peers(archs: tuple[int, ...]) -> bool:
         if reason:
             print(f"{package} is left out: {reason}")
     present = {package for package, reason in reasons.items() if not reason}
+    binaries: list[Binary] = []
     for kernel in datasheet_peers.KERNELS:
         if kernel.package in present:
             for arch in archs:
-                print(line(datasheet_peers.compiled(kernel, arch)), flush=True)
+                binaries.append(datasheet_peers.compiled(kernel, arch))
+                print(line(binaries[-1]), flush=True)
     lines, ahead = datasheet_peers.comparison(present)
     print("\n".join(lines))
-    return ahead
+    return ahead, binaries
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -156,10 +158,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{len(binaries)} binaries, {len(bad)} that must not ship")
     if options.kernel is None and options.op in (None, "augment"):
         print("\n".join(datasheet_pixels.lines()))
-    ahead = peers(archs) if options.kernel is None and options.op in (None, "peers") else True
+    asked = options.kernel is None and options.op in (None, "peers")
+    ahead, public = peers(archs) if asked else (True, [])
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump([record(binary) for binary in binaries], file, indent=1)
+            json.dump([record(binary) for binary in [*binaries, *public]], file, indent=1)
     nothing = not binaries and options.op != "peers"
     return 1 if bad or nothing or not ahead else 0
 

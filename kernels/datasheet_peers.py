@@ -6,7 +6,7 @@ fake CUDA tensors, and what they would have launched is compiled as ours is.
 Both gradients of CLIP: ours columns, weights and two GEMMs, 8 N^2 D; memeff denominators and one
 FlashAttention-shaped kernel per tower, 10 N^2 D; inf-cl three kernels per direction, 20 N^2 D.
 InfoNCE, one direction: ours rows, weights and two GEMMs, 8; inf-cl 10. Keys without a gradient:
-ours a single pass, 4; memeff denominators and one tower, 6.
+ours a single pass, 4; memeff denominators and one tower, 6. These are counts from the sources.
 """
 
 from __future__ import annotations

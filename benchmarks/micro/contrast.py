@@ -98,6 +98,10 @@ def judge(case: Case, shape: tuple[int, ...], report: Report) -> list[Verdict]:
     for peer in absent:
         print(f"  {peer} is not installed: its target is short")
         verdicts.append(at_least(f"{case.name}: over {peer}", float("nan"), case.gains[peer], "x"))
+    verdicts += [
+        at_most(f"{case.name}: {variant} over ours", row[variant].median / ours, most, "x")
+        for variant, most in case.most_time.items()
+    ]
     if case.of_floor is not None:
         floor = report.of_floor(case, shape)
         verdicts.append(at_least(f"{case.name}: of the floor", floor, case.of_floor))

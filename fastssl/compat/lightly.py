@@ -19,6 +19,7 @@ from torch import distributed as torch_dist
 from fastssl.compat.rows import (
     all_ranks,
     as_peers_return_it,
+    check_rows,
     excess,
     row_dots,
     unit_rows,
@@ -129,6 +130,7 @@ class NTXentLoss(nn.Module):
         self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed)
         self.temperature = temperature
         self.gather_distributed = gather_distributed
+        self.eps = LEAST_TEMPERATURE
         if abs(temperature) < LEAST_TEMPERATURE:
             raise ValueError(f"Illegal temperature: abs({temperature}) < 1e-8")
         if gather_distributed:
@@ -136,6 +138,7 @@ class NTXentLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Mean loss, (), of two (N, D) views given raw: they are normalised inside."""
+        check_rows("NTXentLoss", out0=out0, out1=out1)
         group = all_ranks() if self.gather_distributed else None
         if self.memory_bank.size[0] != 0:
             loss = self._with_bank(out0, out1)
@@ -191,6 +194,7 @@ class DCLLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Mean loss, (), of two (N, D) views given raw: they are normalised inside."""
+        check_rows(type(self).__name__, out0=out0, out1=out1)
         z0_ND, z1_ND = unit_rows(out0), unit_rows(out1)
         scale = 1 / self.temperature
         both = torch.cat([z0_ND, z1_ND])
@@ -203,10 +207,12 @@ class DCLLoss(nn.Module):
             negative = symmetric_over_ranks(
                 both, scale, group=group, keep="different", labels=sample, bound=1.0
             ).rows
-        positive_N = row_dots(z0_ND, z1_ND) * scale
-        weighted = (self._weights(z0_ND, z1_ND) + self._weights(z1_ND, z0_ND)) * positive_N
-        loss = negative.mean() - 0.5 * weighted.mean()
-        return as_peers_return_it(loss, out0)
+        # The loss is a small difference of large terms: taken per row, and in float64.
+        positive_N = row_dots(z0_ND.double(), z1_ND.double()) * scale
+        negative0_N, negative1_N = negative.double().split(len(out0))
+        loss0_N = negative0_N - self._weights(z0_ND, z1_ND) * positive_N
+        loss1_N = negative1_N - self._weights(z1_ND, z0_ND) * positive_N
+        return as_peers_return_it((0.5 * (loss0_N + loss1_N)).mean(), out0)
 
     def _weights(self, z0_ND: Tensor, z1_ND: Tensor) -> Tensor | float:
         return self.weight_fn(z0_ND, z1_ND) if self.weight_fn else 1.0

@@ -16,7 +16,14 @@ from fastssl.compat.clip_over_ranks import (
     whole_loss,
     whole_loss_of_own,
 )
-from fastssl.compat.rows import all_ranks, as_peers_return_it, row_dots, widened
+from fastssl.compat.rows import (
+    all_ranks,
+    as_peers_return_it,
+    check_number,
+    check_rows,
+    row_dots,
+    widened,
+)
 from fastssl.kernels.contrast.op import contrast
 from fastssl.kernels.sigmoid_pairs.op import sigmoid_pairs_sum
 from fastssl.losses.exchange import Ring
@@ -69,7 +76,7 @@ class ClipLoss(nn.Module):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """Loss, (), of (N, D) features, or {"contrastive_loss": loss}."""
-        _check_pairs("ClipLoss", image_features, text_features)
+        _check("ClipLoss", image_features, text_features, logit_scale=logit_scale)
         image_ND, text_ND = widened(image_features), widened(text_features)
         scale = logit_scale
         if isinstance(scale, Tensor):  # its gradient is a difference: summed before it is rounded
@@ -139,8 +146,9 @@ class SigLipLoss(nn.Module):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """Loss, (), of (N, D) features, or {"contrastive_loss": loss}."""
-        _check_pairs("SigLipLoss", image_features, text_features)
         bias = 0.0 if logit_bias is None else logit_bias
+        numbers = {"logit_scale": logit_scale, "logit_bias": bias}
+        _check("SigLipLoss", image_features, text_features, **numbers)
         given = image_features, text_features, logit_scale, bias
         if self.world_size == 1:
             loss = sigmoid_pairs_sum(*given)
@@ -169,9 +177,9 @@ def _world(name: str, loss: SigLipLoss) -> dist.ProcessGroup:
     return group
 
 
-def _check_pairs(name: str, image_features: Tensor, text_features: Tensor) -> None:
-    if text_features.shape != image_features.shape:
-        raise ValueError(
-            f"{name}: text_features must be of the shape {tuple(image_features.shape)} of "
-            f"image_features; received {tuple(text_features.shape)}"
-        )
+def _check(
+    name: str, image_features: Tensor, text_features: Tensor, **numbers: float | Tensor
+) -> None:
+    check_rows(name, image_features=image_features, text_features=text_features)
+    for argument, value in numbers.items():
+        check_number(name, argument, value)

@@ -116,12 +116,16 @@ class _PairLoss(nn.Module):
 
     def _reduced(self, found, embeddings: Tensor, labels: Tensor | None) -> Tensor:
         if found is None:
-            loss = (embeddings * 0).sum()
-        elif self.reducer is None:
-            loss = as_peers_return_it(self._default_reduction(found[0]), embeddings)
+            found = 0, None, "already_reduced"  # what the original hands to its reducer
+        if self.reducer is None:
+            loss = (
+                (embeddings * 0).sum()
+                if found[1] is None
+                else as_peers_return_it(self._default_reduction(found[0]), embeddings)
+            )
         else:
             keys = ("losses", "indices", "reduction_type")
-            losses = as_peers_return_it(found[0], embeddings)
+            losses = found[0] if found[1] is None else as_peers_return_it(found[0], embeddings)
             named = dict(zip(keys, (losses, *found[1:]), strict=True))
             loss = self.reducer({"loss": named}, embeddings, labels)
         if self.embedding_regularizer is None:
@@ -226,6 +230,9 @@ def _is_cosine(distance: nn.Module | None) -> bool:
 
 
 def _check_rows(embeddings: Tensor, labels: Tensor | None) -> None:
+    if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
+        received = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
+        raise ValueError(f"embeddings must be a tensor of floats; received {received}")
     if embeddings.dim() != 2:
         raise ValueError("embeddings must be a 2D tensor of shape (batch_size, embedding_size)")
     if labels is not None and embeddings.shape[0] != labels.shape[0]:

@@ -13,6 +13,7 @@ from fastssl.compat.rows import (
     as_ids,
     as_ids_over,
     as_peers_return_it,
+    check_rows,
     excess,
     row_dots,
     unit_rows,
@@ -20,6 +21,7 @@ from fastssl.compat.rows import (
 )
 from fastssl.kernels.contrast.checks import Pairs
 from fastssl.kernels.contrast.op import contrast, contrast_mean
+from fastssl.losses.arguments import DTYPES, bad
 from fastssl.losses.distributed import (
     mean_over_ranks,
     num_ranks,
@@ -48,11 +50,11 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
         its gradient, as the original's gather gives; DDP's average makes that the gradient itself.
     """
     _check_temperature("simclr_loss_func", temperature)
-    if indexes.shape != z.shape[:1]:
-        raise ValueError(
-            f"simclr_loss_func: indexes must be of shape ({z.shape[0]},), one id per row of z; "
-            f"received {tuple(indexes.shape)}"
-        )
+    check_rows("simclr_loss_func", z=z)
+    shape = tuple(indexes.shape) if isinstance(indexes, Tensor) else type(indexes).__name__
+    if shape != (len(z),):
+        expected = f"a tensor of shape ({len(z)},), one id per row of z"
+        raise bad("simclr_loss_func", "indexes", expected, shape)
     unit_ND, scale, group = unit_rows(z), 1 / temperature, all_ranks()
     if group is not None:
         ids = as_ids_over(group, indexes.to(z.device))
@@ -92,16 +94,14 @@ def mocov2plus_loss_func(
         (), the mean over the queries.
     """
     _check_temperature("mocov2plus_loss_func", temperature)
-    if query.dim() != 2 or key.shape != query.shape:
-        raise ValueError(
-            "mocov2plus_loss_func: key must be of the shape (N, D) of query; "
-            f"received {tuple(key.shape)} for {tuple(query.shape)}"
-        )
-    if queue.dim() != 2 or queue.shape[0] != query.shape[1]:
-        raise ValueError(
-            f"mocov2plus_loss_func: queue must be of shape (D, K) with D = {query.shape[1]}; "
-            f"received {tuple(queue.shape)}"
-        )
+    check_rows("mocov2plus_loss_func", query=query, key=key)
+    shape = tuple(queue.shape) if isinstance(queue, Tensor) else type(queue).__name__
+    if not isinstance(queue, Tensor) or queue.dim() != 2 or queue.shape[0] != query.shape[1]:
+        expected = f"of shape (D, K) with D = {query.shape[1]}"
+        raise bad("mocov2plus_loss_func", "queue", expected, shape)
+    if queue.dtype not in DTYPES:
+        expected = "float16, bfloat16, float32 or float64"
+        raise bad("mocov2plus_loss_func", "queue", expected, queue.dtype)
     scale, keys_KD = 1 / temperature, queue.T
     positive_N = row_dots(query, key) * scale
     if queue.shape[1]:

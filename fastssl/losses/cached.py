@@ -53,6 +53,13 @@ class CachedStep:
     ) -> None:
         if isinstance(micro_batch, bool) or not isinstance(micro_batch, int) or micro_batch < 1:
             raise _bad("micro_batch", "an integer of at least 1", repr(micro_batch))
+        several = not isinstance(encoder, nn.Module)
+        if several and not (
+            isinstance(encoder, Sequence) and all(isinstance(x, nn.Module) for x in encoder)
+        ):
+            raise _bad("encoder", "a torch.nn.Module or one per view", repr(encoder))
+        if not callable(loss):
+            raise _bad("loss", "callable", repr(loss))
         self.encoder = encoder
         self.loss = loss
         self.micro_batch = micro_batch
@@ -72,6 +79,11 @@ class CachedStep:
         ]
         del embedded
         loss = self.loss(*(x if len(x) > 1 else x[0] for x in leaves))
+        if not (isinstance(loss, Tensor) and loss.numel() == 1):
+            received = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise _bad(
+                "loss", 'a function that returns one number (not reduction="none")', received
+            )
         with _no_autocast(views_NS[0].device):
             self.backward(loss)
         last = {id(piece.encoder): piece for piece in pieces}
@@ -82,6 +94,10 @@ class CachedStep:
 
     def _pieces(self, views_NS: Sequence[Tensor]) -> list[_Piece]:
         """Every micro-batch of every view, in the order in which they are embedded."""
+        for view in views_NS:
+            if not isinstance(view, Tensor) or view.dim() < 1:
+                received = type(view).__name__ if not isinstance(view, Tensor) else "no dimension"
+                raise _bad("views", "tensors (N, ...)", received)
         if not views_NS or len({len(view) for view in views_NS}) != 1 or len(views_NS[0]) < 1:
             shapes = [tuple(view.shape) for view in views_NS]
             raise _bad("views", "one or more tensors of one length N >= 1", shapes)
@@ -187,11 +203,17 @@ def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
 @contextlib.contextmanager
 def _buffers_put_back(encoders: Iterator[nn.Module]) -> Iterator[None]:
     """The first pass must not count: running statistics move in the second alone."""
-    buffers = {id(buffer): buffer for encoder in encoders for buffer in encoder.buffers()}
-    before = [buffer.clone() for buffer in buffers.values()]
+    modules = {id(module): module for encoder in encoders for module in encoder.modules()}
+    before = [
+        (module, name, buffer, buffer.clone())
+        for module in modules.values()
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+    ]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, saved in zip(buffers.values(), before, strict=True):
+            for module, name, buffer, saved in before:
                 buffer.copy_(saved)
+                if getattr(module, name) is not buffer:  # the encoder put another in its place
+                    setattr(module, name, buffer)

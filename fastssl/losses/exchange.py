@@ -9,6 +9,7 @@ gradients never do.
 # shapes: n rows here, W ranks, V vectors, D features
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -40,6 +41,18 @@ class Ring:
     """
 
     group: dist.ProcessGroup
+
+
+def _not_copied(group: dist.ProcessGroup) -> str:
+    """What ``copyreg`` asks for: by a name. A copy of a module shares the group of the original.
+
+    ``pickle`` looks the name up, finds nothing, and shows it in its PicklingError.
+    """
+    return "<a live process group: set group = None on the module before pickling or torch.save>"
+
+
+if dist.is_available():  # else a module with group= cannot be deep-copied, as an EMA of it is
+    copyreg.pickle(dist.ProcessGroup, _not_copied)
 
 
 def _bad_group(expected: str, received: object) -> ValueError:

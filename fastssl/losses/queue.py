@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.kernels.enqueue.op import enqueue
-from fastssl.kernels.enqueue.reference import accumulate_dtype
+from fastssl.kernels.enqueue.op import check, enqueue
+from fastssl.kernels.enqueue.reference import unit_rows
+from fastssl.losses.arguments import INTEGERS
 from fastssl.losses.distributed import gather_rows, num_ranks, rank_in
 
 if TYPE_CHECKING:
@@ -60,8 +62,11 @@ class KeyQueue(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("num_keys", num_keys), ("width", width), ("num_queues", num_queues)):
-            if size is not None and (isinstance(size, bool) or size < 1):
-                raise ValueError(f"KeyQueue: {name} must be at least 1; received {size}")
+            if size is None and name == "num_queues":
+                continue
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                expected = "an integer of at least 1"
+                raise ValueError(f"KeyQueue: {name} must be {expected}; received {size!r}")
         if dtype not in DTYPES:
             raise ValueError(f"KeyQueue: dtype must be one of {DTYPES}; received {dtype}")
         queues = () if num_queues is None else (num_queues,)
@@ -88,6 +93,7 @@ class KeyQueue(nn.Module):
         if self.rows.dim() == 2:
             enqueue(self.rows, self.pointer, keys)
         elif isinstance(queue, Tensor):
+            check(self.rows[0], self.pointer[0], keys)
             self._enqueue_at(keys, queue.view(1).long())
         elif queue is not None:
             enqueue(self.rows[queue], self.pointer[queue], keys)
@@ -112,22 +118,25 @@ class KeyQueue(nn.Module):
         pointer_1 = self.pointer.index_select(0, queue_1)
         places_N = torch.arange(first, count, device=keys.device) + pointer_1
         places_N = places_N.remainder(capacity) + queue_1 * capacity
-        unit_ND = F.normalize(keys[first:].to(accumulate_dtype(keys.dtype)), dim=1)
-        self.rows.view(-1, width).index_copy_(0, places_N, unit_ND.to(self.rows.dtype))
+        unit_ND = unit_rows(keys[first:]).to(self.rows.dtype)
+        self.rows.view(-1, width).index_copy_(0, places_N, unit_ND)
         self.pointer.index_copy_(0, queue_1, (pointer_1 + count).remainder(capacity))
 
     def _check(self, keys: Tensor, queue: int | Tensor | None) -> None:
         count = len(self.rows) if self.rows.dim() == 3 else 0
         if isinstance(queue, Tensor):
-            if not count or queue.numel() != 1 or queue.is_floating_point():
+            if not count or queue.numel() != 1 or queue.dtype not in INTEGERS:
                 expected = "a tensor of one integer, and of several queues"
                 raise ValueError(f"KeyQueue: queue must be {expected}; received {queue}")
             if isinstance(keys, Tensor) and keys.dim() == 2 and keys.shape[1] != self.rows.shape[2]:
                 width = f"of width {self.rows.shape[2]}"
                 raise ValueError(f"KeyQueue: keys must be {width}; received {tuple(keys.shape)}")
-        elif queue is not None and not 0 <= queue < count:
-            expected = f"between 0 and {count - 1}" if count else "None for a single queue"
-            raise ValueError(f"KeyQueue: queue must be {expected}; received {queue}")
+        elif queue is not None:
+            whole = isinstance(queue, (int, np.integer)) and not isinstance(queue, bool)
+            if not (whole and 0 <= queue < count):
+                place = f"an integer between 0 and {count - 1}"
+                expected = place if count else "None for a single queue"
+                raise ValueError(f"KeyQueue: queue must be {expected}; received {queue!r}")
         all_at_once = count > 0 and queue is None
         shape = f"({count}, N, {self.rows.shape[-1]})" if all_at_once else "(N, D)"
         if not isinstance(keys, Tensor) or keys.dim() != 2 + all_at_once:

@@ -268,13 +268,14 @@ class BadCall:
 def bad_calls() -> Iterator[BadCall]:
     """The wrong calls that every loss refuses, then those of each loss."""
     for case in CASES:
-        yield from _bad_everywhere(case)
+        yield from bad_everywhere(case)
     wrong = [*_bad_info_nce(), *_bad_others(), *_bad_settings()]
     for position, (call, mentions) in enumerate(wrong):
         yield BadCall(f"{position} {mentions[0]} {mentions[-1]}", call, mentions)
 
 
-def _bad_everywhere(case: Case) -> Iterator[BadCall]:
+def bad_everywhere(case: Case) -> Iterator[BadCall]:
+    """Embeddings and temperatures that no loss takes, one call each."""
     good = case.embeddings(torch.float32)
     unshaped = "hard_negatives" not in case.names and case.name != "sup_con_out 3 views"
     for position, name in enumerate(case.names if unshaped else ()):

@@ -34,3 +34,14 @@ def test_a_loss_has_the_dtype_of_its_embeddings(name, dtype):
     narrow = torch.float16 if dtype == torch.float16 else torch.bfloat16
     with torch.autocast("cpu", dtype=narrow):
         assert LOSSES[name](*views).dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in LOSSES if "Clip" not in name and "Lip" not in name]
+)
+def test_a_row_of_zeros_keeps_float16_gradients_finite(name):
+    views = [x.half() for x in drawn(0, (6, 4), (6, 4))]
+    views[0][1] = 0
+    views = [x.requires_grad_() for x in views]
+    for gradient in torch.autograd.grad(LOSSES[name](*views), views, materialize_grads=True):
+        assert gradient.isfinite().all()

@@ -170,3 +170,46 @@ def test_gathering_in_one_process_is_not_gathering(name, monkeypatch):
     monkeypatch.setattr(torch_dist, "is_available", lambda: False)
     with pytest.raises(ValueError, match="torch.distributed is not available"):
         getattr(ours, name)(gather_distributed=True)
+
+
+def _bad_views():
+    z = torch.randn(3, 4)
+    return {
+        "another width": ((z, torch.randn(3, 5)), r"out1 .* \(3, 4\) of out0; received \(3, 5\)"),
+        "another N": ((z, z[:2]), r"out1 .* of out0; received \(2, 4\)"),
+        "one dimension": ((z[0], z[0]), r"out0 must be 2-D.* received shape \(4,\)"),
+        "integers": ((z.long(), z.long()), "out0 must be float16.* received torch.int64"),
+        "numpy": ((z.numpy(), z.numpy()), "out0 must be a tensor .* received ndarray"),
+        "empty": ((z[:0], z[:0]), r"out0 must be 2-D.* received shape \(0, 4\)"),
+        "None": ((z, None), "out1 must be a tensor .* received NoneType"),
+    }
+
+
+@pytest.mark.parametrize("kind", _bad_views())
+def test_bad_views_are_refused_by_name(kind):
+    inputs, message = _bad_views()[kind]
+    built = [ours.NTXentLoss(), ours.NTXentLoss(memory_bank_size=(8, 4))]
+    for loss in (*built, ours.DCLLoss(), ours.DCLWLoss()):
+        with pytest.raises(ValueError, match=f"^{type(loss).__name__}: {message}"):
+            loss(*inputs)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 3), (64, 128)], ids=str)
+def test_dcl_errs_no_more_than_the_original_does(shape):
+    """A loss of 0.3 is the difference of two terms of 10."""
+    mine = peer = 0.0
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        views = [torch.rand(shape, generator=generator) for _ in range(2)]
+        exact = theirs.DCLLoss()(*(z.double() for z in views)).item()
+        mine = max(mine, abs(ours.DCLLoss()(*views).item() - exact))
+        peer = max(peer, abs(theirs.DCLLoss()(*views).item() - exact))
+    assert mine <= peer
+
+
+def test_attributes_have_the_originals_names():
+    mine, peer = ours.NTXentLoss(0.3), theirs.NTXentLoss(0.3)
+    assert mine.eps == peer.eps
+    # the original keeps a criterion that is not needed here
+    assert set(vars(peer)) - set(vars(mine)) == set()
+    assert set(dict(peer.named_children())) - set(dict(mine.named_children())) == {"cross_entropy"}

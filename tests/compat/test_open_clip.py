@@ -143,3 +143,25 @@ def test_the_gradient_of_a_16_bit_scale_is_rounded_once():
 
     exact = gradient(torch.float64)
     assert gradient(torch.bfloat16) == pytest.approx(exact, rel=2**-8)
+
+
+@every_loss
+def test_bad_calls_are_refused_by_name(name):
+    image, text = features(0, 4, 3)
+    loss = getattr(ours, name)()
+    for wrong, received in (
+        (image.long(), "torch.int64"),
+        (image[0], r"shape \(3,\)"),
+        (image[:0], r"shape \(0, 3\)"),
+        (image.detach().numpy(), "ndarray"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: image_features .* received {received}"):
+            loss(wrong, wrong, 1.0, 0.0)
+    for scale in (torch.ones(3), "1", None):
+        with pytest.raises(ValueError, match=f"^{name}: logit_scale must be .* received"):
+            loss(image, text, scale, 0.0)
+
+
+def test_a_bias_of_several_numbers_is_refused():
+    with pytest.raises(ValueError, match=r"^SigLipLoss: logit_bias must be .* \(3,\)"):
+        ours.SigLipLoss()(*features(0, 4, 3), 1.0, torch.ones(3))

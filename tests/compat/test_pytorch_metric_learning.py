@@ -167,6 +167,19 @@ def test_without_a_valid_pair_the_loss_is_zero_and_has_a_gradient(name, labels):
 
 
 @every_loss
+@pytest.mark.parametrize(
+    "reducer", [reducers.DoNothingReducer(), reducers.MeanReducer()], ids=lambda r: type(r).__name__
+)
+def test_the_reducer_is_asked_also_without_a_valid_pair(name, reducer):
+    embeddings, labels = drawn(0, (3, 4))[0], torch.arange(3)
+    mine, peer = (loss_fn(embeddings, labels) for loss_fn in both(name, reducer=reducer))
+    if isinstance(peer, dict):
+        assert {k: mine["loss"][k] for k in peer["loss"]} == peer["loss"]
+    else:
+        assert mine == peer == 0
+
+
+@every_loss
 def test_one_pair_of_each_kind_is_zero_as_in_the_original(name):
     labels, ref_labels = torch.tensor([0]), torch.tensor([0, 1])
     inputs = drawn(0, (1, 4), (2, 4))
@@ -259,3 +272,11 @@ def test_nan_does_what_it_does_in_the_original(name, where):
         labels[2 if where == "one label" else slice(None)] = torch.nan
     mine, peer = (loss_fn(z, labels) for loss_fn in both(name))
     torch.testing.assert_close(mine, peer, equal_nan=True)
+
+
+@every_loss
+def test_what_is_no_tensor_of_floats_is_refused(name):
+    z, labels = torch.ones(4, 3), torch.arange(4) % 2
+    for wrong, received in ((z.long(), "torch.int64"), (z.numpy(), "ndarray")):
+        with pytest.raises(ValueError, match=f"embeddings must be .* received {received}"):
+            getattr(ours, name)()(wrong, labels)

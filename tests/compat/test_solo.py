@@ -130,6 +130,16 @@ def test_bad_calls_are_refused():
         mocov2plus_loss_func(query, key, queue.T)
     with pytest.raises(ValueError, match=r"key must be .* received \(3, 5\)"):
         mocov2plus_loss_func(query, key[:3], queue)
+    with pytest.raises(ValueError, match="simclr_loss_func: indexes .* received list"):
+        simclr_loss_func(query, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="simclr_loss_func: z must be .* received torch.int64"):
+        simclr_loss_func(query.long(), ids)
+    with pytest.raises(ValueError, match="mocov2plus_loss_func: queue .* received NoneType"):
+        mocov2plus_loss_func(query, key, None)
+    with pytest.raises(ValueError, match="mocov2plus_loss_func: queue .* received torch.int64"):
+        mocov2plus_loss_func(query, key, queue.long())
+    with pytest.raises(ValueError, match="mocov2plus_loss_func: query .* received ndarray"):
+        mocov2plus_loss_func(query.numpy(), key, queue)
     for loss in (
         lambda: simclr_loss_func(query, ids, 0),
         lambda: mocov2plus_loss_func(query, key, queue, 0),

@@ -121,6 +121,31 @@ def test_running_statistics_move_once():
     torch.testing.assert_close(model.state_dict(), twin.state_dict())
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_buffer_that_the_encoder_replaces_moves_once(shared):
+    class Replaces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 5).double()
+            self.register_buffer("running", torch.zeros(5, dtype=torch.float64))
+            if shared:
+                self.register_buffer("twin", self.running)
+
+        def forward(self, x):
+            z = self.layer(x)
+            self.running = 0.5 * self.running + 0.5 * z.detach().mean(0)
+            return z
+
+    model = nn.Sequential(Replaces())
+    twin = copy.deepcopy(model)
+    CachedStep(model, NTXentLoss(0.4), micro_batch=5)(*views())
+    for view in views():
+        for part in view.split(5):
+            twin(part)
+    torch.testing.assert_close(model.state_dict(), twin.state_dict())
+    assert model[0].running.abs().sum() > 0
+
+
 def test_under_autocast_weights_get_the_gradients_of_autocast():
     def run(how, *, cache_enabled):
         model = encoder().float()
@@ -195,14 +220,22 @@ def test_memory_is_that_of_a_micro_batch():
         ({"views": [torch.ones(3, 6), torch.ones(2, 6)]}, "views must be one or more"),
         ({"encoder": [encoder()]}, "encoder must be 2 modules, one per view; received 1"),
         ({"encoder": nn.Sequential(encoder(), nn.LSTM(5, 2).double())}, "a tuple of them"),
+        ({"encoder": None}, "encoder must be a torch.nn.Module or one per view; received None"),
+        ({"encoder": lambda x: x}, "encoder must be a torch.nn.Module or one per view"),
+        ({"encoder": [encoder(), None]}, "encoder must be a torch.nn.Module or one per view"),
+        ({"views": [v.numpy() for v in views()]}, "views must be tensors .* received ndarray"),
+        ({"views": [3]}, "views must be tensors .* received int"),
+        ({"views": [torch.tensor(1.0)]}, "views must be tensors .* received no dimension"),
+        ({"loss": NTXentLoss(reduction="none")}, "loss must be a function that returns one number"),
+        ({"loss": lambda a, b: None}, "loss must be a function .* received NoneType"),
+        ({"loss": None}, "loss must be callable; received None"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
-    settings = {"encoder": encoder(), "micro_batch": 4, "views": views(), **change}
+    settings = {"encoder": encoder(), "micro_batch": 4, "loss": NTXentLoss(), **change}
+    inputs = settings.pop("views", views())
     with pytest.raises(ValueError, match=f"CachedStep: .*{message}"):
-        CachedStep(settings["encoder"], NTXentLoss(), micro_batch=settings["micro_batch"])(
-            *settings["views"]
-        )
+        CachedStep(**settings)(*inputs)
 
 
 def test_a_first_pass_that_fails_leaves_the_buffers_as_they_were():

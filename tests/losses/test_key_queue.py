@@ -3,6 +3,7 @@
 # shapes: N keys of a batch, K rows of a queue, D features, Q queues
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -105,6 +106,25 @@ def test_works_in_inference_mode_and_without_gradient():
     assert queue.pointer == 2 and not queue.rows.requires_grad
 
 
+def _into(queue, keys=None):
+    """Keys into one of two queues."""
+    keys = torch.ones(2, 4) if keys is None else keys
+    KeyQueue(4, 4, num_queues=2).enqueue(keys, queue=queue)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30, 0.0])
+def test_keys_of_any_size_arrive_alike_by_number_and_by_tensor(size):
+    queue = KeyQueue(5, 3, num_queues=3, dtype=torch.float32)
+    keys = torch.randn(2, 3) * size
+    queue.enqueue(keys, queue=0)
+    queue.enqueue(keys, queue=np.int64(1))
+    queue.enqueue(keys, queue=torch.tensor(2))
+    assert torch.equal(queue.rows[0, :2], queue.rows[1, :2])
+    torch.testing.assert_close(queue.rows[2, :2], queue.rows[0, :2], rtol=1e-6, atol=1e-7)
+    if size > 1:
+        torch.testing.assert_close(queue.rows[:, :2].norm(dim=2), torch.ones(3, 2))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -129,13 +149,24 @@ def test_works_in_inference_mode_and_without_gradient():
         (lambda: KeyQueue(4, 4).enqueue(torch.ones(2, 3)), "enqueue: keys must be of width 4"),
         (
             lambda: KeyQueue(4, 4, num_queues=2).enqueue(torch.ones(2, 4), queue=2),
-            "KeyQueue: queue must be between 0 and 1",
+            "KeyQueue: queue must be an integer between 0 and 1",
         ),
         (
             lambda: KeyQueue(4, 4, num_queues=2).enqueue(torch.ones(3, 2, 4)),
             r"KeyQueue: keys .*\(2",
         ),
         (lambda: KeyQueue(4, 4, num_queues=2).enqueue(torch.ones(2, 4)), r"KeyQueue: keys .*\(2"),
+        (lambda: KeyQueue(4.5, 3), r"KeyQueue: num_keys must be an integer .*4\.5"),
+        (lambda: KeyQueue("4", 3), "KeyQueue: num_keys must be an integer .*'4'"),
+        (lambda: KeyQueue(None, 3), "KeyQueue: num_keys must be an integer .*None"),
+        (lambda: _into(1.0), "KeyQueue: queue must be an integer between 0 and 1"),
+        (lambda: _into(True), "KeyQueue: queue must be an integer between 0 and 1"),
+        (lambda: _into("1"), "KeyQueue: queue must be an integer between 0 and 1"),
+        (lambda: _into(torch.tensor(True)), "KeyQueue: queue must be a tensor of one integer"),
+        (lambda: _into(torch.tensor(1), torch.ones(0, 4)), "enqueue: keys must be non-empty"),
+        (lambda: _into(1, torch.ones(0, 4)), "enqueue: keys must be non-empty"),
+        (lambda: _into(torch.tensor(1), torch.ones(2, 4).long()), "enqueue: keys .*int64"),
+        (lambda: _into(1, torch.ones(2, 4).long()), "enqueue: keys .*int64"),
     ],
 )
 def test_a_bad_call_is_refused_by_name(call, message):
