@@ -6,6 +6,7 @@ from tests.wrong.mutant import Mutant
 
 EQUATIONS = "tests/losses/test_equations.py"
 EDGES = "tests/losses/test_edges.py"
+HALVES = "tests/losses/test_half_gradients.py"
 METRICS = "tests/losses/test_metrics.py"
 PROMISES = "tests/losses/test_promises.py"
 DCL = "test_dcl_and_dclw"
@@ -41,8 +42,13 @@ SHARED = (
     ),
     _loss(
         "float16-gradient-overflows", "denominators",
-        "grad_ND.clamp(-limit, limit).half()", "grad_ND.half()",
+        "torch.where(zero_N1, grad_ND.clamp(-limit, limit), grad_ND).half()", "grad_ND.half()",
         f"{PROMISES}::test_a_promise_is_kept[dcl_loss-zero rows]",
+    ),
+    _loss(
+        "float16-gradient-hides-its-overflow", "denominators",
+        "torch.where(zero_N1, grad_ND.clamp(-limit, limit), grad_ND)",
+        "grad_ND.clamp(-limit, limit)", f"{HALVES}::test_an_overflow_reaches_the_loss_scaler",
     ),
     _loss(
         "keys-lose-their-gradient", "denominators",
