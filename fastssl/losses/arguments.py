@@ -3,10 +3,10 @@
 # shapes: N rows, D embedding
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from fastssl.kernels.scalars import is_finite, is_real
 
 REDUCTIONS = ("mean", "sum", "none")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -79,7 +79,7 @@ def checked_number(loss: str, name: str, value: float | Tensor, like: Tensor) ->
             raise bad(loss, name, f"on {like.device} like the embeddings", value.device)
         wide = torch.float64 if value.dtype == torch.float64 else torch.float32
         return value.reshape(()).to(wide)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_real(value):
         raise bad(loss, name, "a float or a one-element tensor", type(value).__name__)
     return float(value)
 
@@ -89,7 +89,7 @@ def scale_of(loss: str, temperature: float | Tensor, like: Tensor) -> float | Te
     number = checked_number(loss, "temperature", temperature, like)
     if isinstance(number, float) or is_readable(number):
         value = float(number.detach() if isinstance(number, Tensor) else number)
-        if not math.isfinite(value) or abs(value) < LEAST_TEMPERATURE:
+        if not is_finite(value) or abs(value) < LEAST_TEMPERATURE:
             expected = f"finite and at least {LEAST_TEMPERATURE} in magnitude"
             raise bad(loss, "temperature", expected, value)
     return number.reciprocal() if isinstance(number, Tensor) else 1.0 / number

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.kernels.contrast.op import ALL_PAIRS
+from fastssl.kernels.scalars import is_finite, is_real
 from fastssl.losses.arguments import (
     bad,
     check_reduction,
@@ -80,7 +81,7 @@ def clip_terms(
     scale = checked_number(NAME, "logit_scale", logit_scale, image)
     if isinstance(scale, float) or is_readable(scale):
         value = float(scale.detach() if isinstance(scale, Tensor) else scale)
-        if not math.isfinite(value) or value == 0.0:
+        if not is_finite(value) or value == 0.0:
             raise bad(NAME, "logit_scale", "finite and not zero", value)
     image_ND, text_ND = unit_rows(image), unit_rows(text)
     ids_N = ids_over_ranks(image, group=group)

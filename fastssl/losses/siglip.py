@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fastssl.kernels.scalars import is_finite, is_real
 from fastssl.kernels.sigmoid_pairs.op import sigmoid_pairs, sigmoid_pairs_sum
 from fastssl.losses.arguments import (
     bad,
@@ -149,7 +150,7 @@ def _value(number: float | Tensor) -> float | None:
 def _finite(name: str, given: float | Tensor, like: Tensor) -> float | Tensor:
     number = checked_number(NAME, name, given, like)
     value = _value(number)
-    if value is not None and not math.isfinite(value):
+    if value is not None and not is_finite(value):
         raise bad(NAME, name, "finite", value)
     return number
 
