@@ -3,8 +3,10 @@
 # shapes: N rows, D embedding
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastssl.kernels.scalars import is_finite, is_real
 
@@ -82,6 +84,33 @@ def checked_number(loss: str, name: str, value: float | Tensor, like: Tensor) ->
     if not is_real(value):
         raise bad(loss, name, "a float or a one-element tensor", type(value).__name__)
     return float(value)
+
+
+def check_setting(
+    loss: str, name: str, value: float, *, above: float = -math.inf, least: float | None = None
+) -> None:
+    """A finite number, larger than ``above``, at least ``least``."""
+    words = ["finite"]
+    words += [f"above {above:g}"] if above > -math.inf else []
+    words += [f"at least {least:g}"] if least is not None else []
+    if not is_real(value):
+        raise bad(loss, name, f"a {' and '.join(words)} number", repr(value))
+    if not (above < value < math.inf) or (least is not None and value < least):
+        raise bad(loss, name, " and ".join(words), value)
+
+
+def check_count(loss: str, name: str, value: object) -> None:
+    """A positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise bad(loss, name, "a positive integer", repr(value))
+
+
+def hold_temperature(module: nn.Module, temperature: float | Tensor) -> None:
+    """As the module's ``temperature``: a parameter is learnt, a tensor is a buffer, not saved."""
+    if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
+        module.register_buffer("temperature", temperature, persistent=False)
+    else:
+        module.temperature = temperature  # type: ignore[assignment]
 
 
 def scale_of(loss: str, temperature: float | Tensor, like: Tensor) -> float | Tensor:

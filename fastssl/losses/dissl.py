@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.kernels.soft_targets.op import soft_targets
+from fastssl.losses.arguments import check_setting
 from fastssl.losses.crops import check_students, crop_list, other_crops
 from fastssl.losses.distributed import count_over_ranks, mean_over_ranks, sum_over_ranks
 
@@ -52,6 +53,8 @@ def dissl_loss(
 
     Source: Dubois et al. 2022; the authors' issl/losses/dissl.py.
     """
+    check_setting("DISSLLoss", "maximality", maximality)
+    check_setting("DISSLLoss", "invariance", invariance)
     teachers = crop_list("DISSLLoss", "teachers", teachers, at_least=2)
     students = crop_list("DISSLLoss", "students", students, at_least=2)
     check_students("DISSLLoss", students, teachers)
@@ -119,6 +122,8 @@ class DISSLLoss(nn.Module):
         group: Group | None = None,
     ) -> None:
         super().__init__()
+        check_setting("DISSLLoss", "maximality", maximality)
+        check_setting("DISSLLoss", "invariance", invariance)
         self.settings = {
             "student_temperature": student_temperature,
             "teacher_temperature": teacher_temperature,

@@ -72,8 +72,9 @@ class Terms:
     def metrics(self) -> ContrastiveMetrics:
         """Evaluated now, in O(N D)."""
         with torch.no_grad():  # as a decorator it wraps a bound method, which cannot be traced
-            scale = torch.as_tensor(self.top_scale, dtype=self.top_N.dtype, device=self.top_N.device)
-            slack = SLACK * torch.finfo(self.top_N.dtype).eps * scale.abs()
+            dtype, device = self.top_N.dtype, self.top_N.device
+            scale = torch.as_tensor(self.top_scale, dtype=dtype, device=device)
+            slack = SLACK * torch.finfo(dtype).eps * scale.abs()
             best_N = self.best() * scale
             sum_N, count_N = self.negatives()
             # no negative is above the top, so their mean is there only if all of them are

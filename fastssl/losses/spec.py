@@ -344,6 +344,9 @@ def _bad_others() -> Wrong:
         (partial(losses.multi_crop_ntxent, [z, z[:2]], ids=[ids]), ("ids", "2")),
         (partial(losses.multi_crop_ntxent, [z, z], ids=[ids, ids[:2]]), ("ids[1]", "(2,)")),
         (partial(losses.multi_crop_ntxent, z), ("crops", "Tensor")),
+        (partial(losses.multi_crop_ntxent, iter([z, z])), ("multi_crop_ntxent: crops", "iterator")),
+        (partial(losses.multi_crop_ntxent, [z, z[:2]]), ("multi_crop_ntxent: ids", "[6, 2]")),
+        (partial(losses.multi_crop_ntxent, [z, z], 0.0), ("multi_crop_ntxent: temperature",)),
         (partial(losses.dcl_loss, z[:1], z[:1]), ("view0", "at least 2")),
         (partial(losses.dclw_loss, z, z, sigma=0.0), ("sigma", "0.0")),
         (partial(losses.NTXentLoss(options=WEIGHTED).forward, z, z, z), ("views", "3")),
@@ -354,7 +357,23 @@ def _bad_settings() -> Wrong:
     return [
         (partial(losses.CLIPLoss, 0.0), ("scale", "0.0")),
         (partial(losses.CLIPLoss, max_scale=1.0), ("max_scale", "1.0")),
+        (partial(losses.CLIPLoss, 200.0), ("CLIPLoss: scale", "100 unless given", "200.0")),
+        (partial(losses.CLIPLoss, max_scale="a"), ("CLIPLoss: max_scale", "'a'")),
         (partial(losses.SigLIPLoss, scale=-1.0), ("scale", "-1.0")),
+        (partial(losses.SigLIPLoss, bias=float("nan")), ("SigLIPLoss: bias", "nan")),
+        (partial(losses.DISSLLoss, maximality=float("nan")), ("DISSLLoss: maximality", "nan")),
+        (partial(losses.DISSLLoss, maximality="x"), ("DISSLLoss: maximality", "'x'")),
+        (partial(losses.DINOLoss, 8.5), ("DINOLoss: num_outputs", "8.5")),
+        (partial(losses.sinkhorn, torch.ones(2, 3), iterations=2.5), ("iterations", "2.5")),
+        (partial(losses.sinkhorn, torch.ones(2, 3), epsilon="a"), ("sinkhorn: epsilon", "'a'")),
+        (
+            partial(losses.SwAVLoss(), [torch.ones(2, 3)] * 2, queue_scores=[torch.ones(4, 5)] * 2),
+            ("SwAVLoss: queue_scores", "(Q, 3)", "(4, 5)"),
+        ),
+        *(
+            (partial(module, options={"beta": 1}), (f"{module.__name__}: options", "dict"))
+            for module in (losses.InfoNCELoss, losses.MoCoLoss, losses.NTXentLoss, losses.CLIPLoss)
+        ),
         (partial(losses.SupConLoss, form="both"), ("form", "'both'")),
         (partial(losses.DCLWLoss, sigma=float("nan")), ("sigma", "nan")),
         (partial(Options, margin=0.1, beta=1.0), ("beta", "margin")),
