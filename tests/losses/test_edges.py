@@ -136,6 +136,27 @@ def test_a_second_derivative_after_the_queue_moved_on_is_refused():
         torch.autograd.grad(loss, q, create_graph=True)
 
 
+@pytest.mark.parametrize("dtype", spec.DTYPES, ids=str)
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("sign", [1, -1, 0])
+def test_a_queue_of_long_rows_is_taken_as_it_is(dtype, learns, sign):
+    q, k, queue = leaf(3, 5, dtype=torch.float32), torch.randn(3, 5), spec.queue(dtype) * 20
+    if sign:  # all products beyond the bound of unit rows, on one side
+        queue = (sign * 20 * F.normalize(q.detach()[:1]) + 0.1 * torch.randn(11, 5)).to(dtype)
+        q = q.detach()[:1].requires_grad_()
+        k = k[:1]
+    with torch.set_grad_enabled(learns):
+        loss = losses.moco_loss(q, k, queue, 0.1)
+    exact = q.detach().double().requires_grad_()
+    unit_ND, key_ND = F.normalize(exact), F.normalize(k.double())
+    logits_NK = torch.cat([(unit_ND * key_ND).sum(1, True), unit_ND @ queue.double().T], 1) * 10
+    truth = F.cross_entropy(logits_NK, torch.zeros(len(q), dtype=int))
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-4)
+    if learns:
+        found, expected = (torch.autograd.grad(*pair)[0] for pair in ((loss, q), (truth, exact)))
+        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_nothing_of_the_queue_is_saved():
     q, k, queue = leaf(4, 6), leaf(4, 6), spec.queue(num_rows=500, width=6)
     sizes = []
