@@ -53,8 +53,7 @@ def dissl_loss(
 
     Source: Dubois et al. 2022; the authors' issl/losses/dissl.py.
     """
-    check_setting("DISSLLoss", "maximality", maximality)
-    check_setting("DISSLLoss", "invariance", invariance)
+    _check_weights(maximality, invariance)
     teachers = crop_list("DISSLLoss", "teachers", teachers, at_least=2)
     students = crop_list("DISSLLoss", "students", students, at_least=2)
     check_students("DISSLLoss", students, teachers)
@@ -85,6 +84,11 @@ def dissl_loss(
     entropies = torch.stack([entropy(marginal_C) for marginal_C in marginals])
     mean = loss_N.mean() if group is None else mean_over_ranks(loss_N, group=group)
     return mean - maximality * entropies.mean()
+
+
+def _check_weights(maximality: float, invariance: float) -> None:
+    check_setting("DISSLLoss", "maximality", maximality)
+    check_setting("DISSLLoss", "invariance", invariance)
 
 
 def _over_ranks(marginals_TC: Tensor, rows: Tensor, group: Group | None) -> Tensor:
@@ -122,8 +126,7 @@ class DISSLLoss(nn.Module):
         group: Group | None = None,
     ) -> None:
         super().__init__()
-        check_setting("DISSLLoss", "maximality", maximality)
-        check_setting("DISSLLoss", "invariance", invariance)
+        _check_weights(maximality, invariance)
         self.settings = {
             "student_temperature": student_temperature,
             "teacher_temperature": teacher_temperature,

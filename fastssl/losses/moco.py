@@ -54,8 +54,8 @@ def moco_loss(
     Args:
         query: (N, D) raw embeddings of the trained encoder.
         key: (N, D) raw embeddings of the momentum encoder; gets a gradient only if it asks.
-        queue: (K, D) unit rows of any float dtype (taken as they are), or an object whose
-            attribute ``rows`` is that.
+        queue: (K, D) unit rows of any float dtype, or an object whose attribute ``rows`` is that.
+            They are taken as they are; on the CPU longer rows are noticed and take more time.
         temperature: finite, non-zero; a float, or a one-element tensor to learn it.
         options: margin, smoothing, tau_plus, beta.
         reduction: "mean", "sum" or "none".

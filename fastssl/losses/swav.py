@@ -107,7 +107,7 @@ def _check_queue_scores(
     expected = f"one (Q, {width}) tensor for each of {num_assigned} crops"
     if not isinstance(queue_scores, Sequence) or len(queue_scores) != num_assigned:
         tensors = isinstance(queue_scores, Sequence | Tensor)
-        received = len(queue_scores) if tensors else type(queue_scores).__name__
+        received: object = len(queue_scores) if tensors else type(queue_scores).__name__
         raise bad("SwAVLoss", "queue_scores", expected, received)
     for rows in queue_scores:
         if not isinstance(rows, Tensor) or rows.dim() != 2 or rows.shape[1] != width:

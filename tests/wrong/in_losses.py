@@ -51,6 +51,11 @@ SHARED = (
         "grad_ND.clamp(-limit, limit)", f"{HALVES}::test_an_overflow_reaches_the_loss_scaler",
     ),
     _loss(
+        "a-tensor-temperature-is-an-attribute", "arguments",
+        "if isinstance(temperature, Tensor) and not", "if False and not",
+        f"{EDGES}::test_a_tensor_as_temperature_is_a_buffer_that_moves_and_is_not_saved",
+    ),
+    _loss(
         "keys-lose-their-gradient", "denominators",
         "if columns or keys_KD.requires_grad:", "if columns:\n            keys_KD = keys_KD",
         "test_cissl",
