@@ -72,18 +72,17 @@ def dissl_loss(
             marginal = found.marginal if marginal is None else marginal
         marginals.append(marginal)
         for other in other_crops(position, teachers):
-            found = soft_targets(
-                other,
-                teacher,
-                student_temperature=teacher_temperature,
-                teacher_temperature=teacher_temperature,
-            )
-            invariant.append(found.loss)
+            invariant.append(_at_one(teacher_temperature, other, teacher))
     loss_N = torch.stack(distil).mean(0) + invariance * torch.stack(invariant).mean(0)
     marginals = _over_ranks(torch.stack(marginals), teachers[0], group)
     entropies = torch.stack([entropy(marginal_C) for marginal_C in marginals])
     mean = loss_N.mean() if group is None else mean_over_ranks(loss_N, group=group)
     return mean - maximality * entropies.mean()
+
+
+def _at_one(tau: float, other: Tensor, teacher: Tensor) -> Tensor:
+    found = soft_targets(other, teacher, student_temperature=tau, teacher_temperature=tau)
+    return found.loss
 
 
 def _check_weights(maximality: float, invariance: float) -> None:

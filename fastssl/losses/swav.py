@@ -105,9 +105,9 @@ def _check_queue_scores(
         return
     width = scores[0].shape[1]
     expected = f"one (Q, {width}) tensor for each of {num_assigned} crops"
-    if not isinstance(queue_scores, Sequence) or len(queue_scores) != num_assigned:
-        tensors = isinstance(queue_scores, Sequence | Tensor)
-        received: object = len(queue_scores) if tensors else type(queue_scores).__name__
+    many = isinstance(queue_scores, Sequence | Tensor)
+    if not many or len(queue_scores) != num_assigned:
+        received: object = len(queue_scores) if many else type(queue_scores).__name__
         raise bad("SwAVLoss", "queue_scores", expected, received)
     for rows in queue_scores:
         if not isinstance(rows, Tensor) or rows.dim() != 2 or rows.shape[1] != width:
