@@ -23,7 +23,7 @@ def compiled(function):
     return torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
 
 
-@pytest.mark.parametrize("case", one_of_each())
+@pytest.mark.parametrize("case", list(one_of_each()))
 def test_a_float_that_became_symbolic_does_not_break_the_graph(case):
     rows = case.embeddings(torch.float32)
     found = compiled(lambda knob: case.call(rows, knob))
@@ -47,7 +47,7 @@ def with_metrics(case):
     return made().with_metrics if made else lambda *rows: case.with_metrics(rows, 0.5)
 
 
-@pytest.mark.parametrize("case", one_of_each())
+@pytest.mark.parametrize("case", list(one_of_each()))
 def test_the_metrics_are_of_the_same_graph(case):
     rows = case.embeddings(torch.float32)
     asked = with_metrics(case)
