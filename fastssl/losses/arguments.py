@@ -6,7 +6,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from fastssl.kernels.scalars import is_finite, is_real
 
 REDUCTIONS = ("mean", "sum", "none")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -79,9 +81,36 @@ def checked_number(loss: str, name: str, value: float | Tensor, like: Tensor) ->
             raise bad(loss, name, f"on {like.device} like the embeddings", value.device)
         wide = torch.float64 if value.dtype == torch.float64 else torch.float32
         return value.reshape(()).to(wide)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_real(value):
         raise bad(loss, name, "a float or a one-element tensor", type(value).__name__)
     return float(value)
+
+
+def check_setting(
+    loss: str, name: str, value: float, *, above: float = -math.inf, least: float | None = None
+) -> None:
+    """A finite number, larger than ``above``, at least ``least``."""
+    words = ["finite"]
+    words += [f"above {above:g}"] if above > -math.inf else []
+    words += [f"at least {least:g}"] if least is not None else []
+    if not is_real(value):
+        raise bad(loss, name, f"a {' and '.join(words)} number", repr(value))
+    if not (above < value < math.inf) or (least is not None and value < least):
+        raise bad(loss, name, " and ".join(words), value)
+
+
+def check_count(loss: str, name: str, value: object) -> None:
+    """A positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise bad(loss, name, "a positive integer", repr(value))
+
+
+def hold_temperature(module: nn.Module, temperature: float | Tensor) -> None:
+    """As the module's ``temperature``: a parameter is learnt, a tensor is a buffer, not saved."""
+    if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
+        module.register_buffer("temperature", temperature, persistent=False)
+    else:
+        module.temperature = temperature  # type: ignore[assignment]
 
 
 def scale_of(loss: str, temperature: float | Tensor, like: Tensor) -> float | Tensor:
@@ -89,7 +118,7 @@ def scale_of(loss: str, temperature: float | Tensor, like: Tensor) -> float | Te
     number = checked_number(loss, "temperature", temperature, like)
     if isinstance(number, float) or is_readable(number):
         value = float(number.detach() if isinstance(number, Tensor) else number)
-        if not math.isfinite(value) or abs(value) < LEAST_TEMPERATURE:
+        if not is_finite(value) or abs(value) < LEAST_TEMPERATURE:
             expected = f"finite and at least {LEAST_TEMPERATURE} in magnitude"
             raise bad(loss, "temperature", expected, value)
     return number.reciprocal() if isinstance(number, Tensor) else 1.0 / number

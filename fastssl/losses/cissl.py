@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastssl.losses.arguments import bad, check_reduction, check_same_shape, scale_of
+from fastssl.losses.arguments import (
+    bad,
+    check_count,
+    check_reduction,
+    check_same_shape,
+    hold_temperature,
+    scale_of,
+)
 from fastssl.losses.denominators import denominators, unit_rows
 from fastssl.losses.distributed import count_over_ranks, sum_over_ranks
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
@@ -66,8 +73,7 @@ def cissl_terms(
 ) -> Terms:
     """Losses per row and what the metrics are read from; arguments of ``cissl_loss``."""
     check_same_shape(NAME, student=student, teacher=teacher)
-    if isinstance(num_views, bool) or not isinstance(num_views, int) or num_views < 1:
-        raise bad(NAME, "num_views", "a positive integer", repr(num_views))
+    check_count(NAME, "num_views", num_views)
     if student.shape[0] % num_views:
         expected = f"of a multiple of num_views = {num_views} rows"
         raise bad(NAME, "student", expected, tuple(student.shape))
@@ -116,7 +122,7 @@ class CISSLLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_reduction("CISSLLoss", reduction)
-        self.temperature = temperature
+        hold_temperature(self, temperature)
         self.num_views = num_views
         self.reduction = reduction
         self.group = group

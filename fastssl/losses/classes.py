@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fastssl.kernels.contrast.checks import Pairs
 from fastssl.kernels.precision import own_precision
+from fastssl.losses.denominators import denominators
 from fastssl.losses.distributed import gather_rows, sum_over_ranks
 from fastssl.losses.exchange import Ring, RoundTrip, exchange_over, process_group, row_counts
 
@@ -95,6 +97,10 @@ def class_tops(
 
 
 def _tops(z_MD: Tensor, ids_M: Tensor, scale: float | Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # the sizes of classes are values, which no graph can read
+        row_M = torch.arange(len(z_MD), device=z_MD.device)
+        pairs = Pairs(keep="same", labels=(ids_M, ids_M), rows=(row_M, row_M))
+        return denominators(z_MD, z_MD, scale, pairs=pairs).top
     with own_precision(z_MD):
         return _tops_of_classes(z_MD, ids_M, scale)
 

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.kernels.contrast.op import ALL_PAIRS
+from fastssl.kernels.scalars import is_finite
 from fastssl.losses.arguments import (
     bad,
     check_reduction,
     check_same_shape,
+    check_setting,
     checked_number,
     is_readable,
 )
@@ -27,7 +29,7 @@ from fastssl.losses.denominators import unit_rows
 from fastssl.losses.distributed import ids_over_ranks
 from fastssl.losses.matching import Matching, matched
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
-from fastssl.losses.options import Options
+from fastssl.losses.options import Options, check_options
 
 if TYPE_CHECKING:
     from fastssl.losses.exchange import Group
@@ -76,11 +78,12 @@ def clip_terms(
     group: Group | None = None,
 ) -> Terms:
     """Losses per pair and what the metrics are read from; arguments of ``clip_loss``."""
+    check_options(NAME, options)
     check_same_shape(NAME, image=image, text=text)
     scale = checked_number(NAME, "logit_scale", logit_scale, image)
     if isinstance(scale, float) or is_readable(scale):
         value = float(scale.detach() if isinstance(scale, Tensor) else scale)
-        if not math.isfinite(value) or value == 0.0:
+        if not is_finite(value) or value == 0.0:
             raise bad(NAME, "logit_scale", "finite and not zero", value)
     image_ND, text_ND = unit_rows(image), unit_rows(text)
     ids_N = ids_over_ranks(image, group=group)
@@ -90,13 +93,20 @@ def clip_terms(
     return matched(matching, scale, options, symmetric=True)
 
 
+def _clamped(log_scale: Tensor, limit: float) -> Tensor:
+    """The value at most ``limit``, the gradient of the whole ``log_scale``."""
+    value = log_scale.detach()
+    return value.clamp(max=limit) + (log_scale - value)
+
+
 class CLIPLoss(nn.Module):
     """``clip_loss`` with the logit scale as a parameter ``log_scale``.
 
     Args:
         scale: initial factor, 1 / 0.07 as in the paper.
-        max_scale: the factor is kept at most this (100 in the paper) by clamping the parameter
-            itself before use, so that its gradient stays alive at the limit; None for no limit.
+        max_scale: the factor is at most this (100 in the paper); None for no limit. What is used
+            is clamped, with its gradient alive at the limit; the parameter is not written to. To
+            hold the parameter there too, as CLIP does, call ``clamp_()`` after an optimiser's step.
         learnable: whether ``log_scale`` asks for a gradient.
         options, reduction, group: as of ``clip_loss``.
 
@@ -119,10 +129,13 @@ class CLIPLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_reduction("CLIPLoss", reduction)
-        if not (isinstance(scale, int | float) and 0 < scale < math.inf):
-            raise bad("CLIPLoss", "scale", "positive and finite", scale)
-        if max_scale is not None and not max_scale >= scale:
-            raise bad("CLIPLoss", "max_scale", f"None or at least scale = {scale}", max_scale)
+        check_options("CLIPLoss", options)
+        check_setting("CLIPLoss", "scale", scale, above=0)
+        if max_scale is not None:
+            check_setting("CLIPLoss", "max_scale", max_scale, above=0)
+            if max_scale < scale:
+                expected = f"at most max_scale = {max_scale} (100 unless given; None: no limit)"
+                raise bad("CLIPLoss", "scale", expected, scale)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learnable)
         self.max_scale = max_scale
         self.options = options
@@ -143,9 +156,14 @@ class CLIPLoss(nn.Module):
 
     def _scale(self) -> Tensor:
         if self.max_scale is not None:
-            with torch.no_grad():
-                self.log_scale.clamp_(max=math.log(self.max_scale))
+            return _clamped(self.log_scale, math.log(self.max_scale)).exp()
         return self.log_scale.exp()
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Brings ``log_scale`` back to the limit, so that it does not run on beyond it."""
+        if self.max_scale is not None:
+            self.log_scale.clamp_(max=math.log(self.max_scale))
 
     def extra_repr(self) -> str:
         return f"max_scale={self.max_scale}, options={self.options}, reduction={self.reduction!r}"

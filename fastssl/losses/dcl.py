@@ -9,12 +9,17 @@ The negatives are the 2N - 2 rows of other samples in both views; w has no gradi
 # shapes: N samples, M = 2N rows, D embedding
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from fastssl.losses.arguments import bad, check_reduction, scale_of
+from fastssl.losses.arguments import (
+    bad,
+    check_reduction,
+    check_setting,
+    hold_temperature,
+    scale_of,
+)
 from fastssl.losses.distributed import count_over_ranks, gather_rows
 from fastssl.losses.matching import log_negatives
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
@@ -86,7 +91,7 @@ def dclw_terms(
     group: Group | None = None,
 ) -> Terms:
     """Losses per row of DCLW and what the metrics are read from."""
-    _check_sigma("dclw_loss", sigma)
+    check_setting("dclw_loss", "sigma", sigma, above=0)
     return _terms("dclw_loss", view0, view1, temperature, sigma, group)
 
 
@@ -126,12 +131,6 @@ def _softmax(x_N: Tensor, group: Group | None) -> Tensor:
     return (x_N - gather_rows(x_N, group=group).logsumexp(0)).exp()
 
 
-def _check_sigma(name: str, sigma: float) -> None:
-    good = isinstance(sigma, int | float) and not isinstance(sigma, bool)
-    if not good or not 0 < sigma < math.inf:
-        raise bad(name, "sigma", "positive and finite", sigma)
-
-
 class DCLLoss(nn.Module):
     """``dcl_loss`` as a module.
 
@@ -154,7 +153,7 @@ class DCLLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_reduction("DCLLoss", reduction)
-        self.temperature = temperature
+        hold_temperature(self, temperature)
         self.reduction = reduction
         self.group = group
 
@@ -194,8 +193,8 @@ class DCLWLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_reduction("DCLWLoss", reduction)
-        _check_sigma("DCLWLoss", sigma)
-        self.temperature = temperature
+        check_setting("DCLWLoss", "sigma", sigma, above=0)
+        hold_temperature(self, temperature)
         self.sigma = sigma
         self.reduction = reduction
         self.group = group

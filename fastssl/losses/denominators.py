@@ -100,9 +100,10 @@ def unit_rows(h_ND: Tensor) -> Tensor:
 
 
 class _Widened(torch.autograd.Function):
-    """float16 to float32; the gradient saturates on its way back instead of becoming inf.
+    """float16 to float32, and the gradient back: inf where it overflows, as a loss scaler expects.
 
-    A zero row's gradient is divided by EPS, which float16 cannot hold.
+    A zero row alone saturates: its gradient is divided by EPS, which no scale would let float16
+    hold. (No other float16 row has a norm below EPS.)
     """
 
     generate_vmap_rule = True
@@ -113,7 +114,7 @@ class _Widened(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def jvp(ctx, tangent_ND: Tensor) -> Tensor:
@@ -121,5 +122,7 @@ class _Widened(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_ND: Tensor) -> Tensor:
+        (h_ND,) = ctx.saved_tensors
         limit = torch.finfo(torch.float16).max
-        return grad_ND.clamp(-limit, limit).half()
+        zero_N1 = (h_ND == 0).all(1, keepdim=True)
+        return torch.where(zero_N1, grad_ND.clamp(-limit, limit), grad_ND).half()

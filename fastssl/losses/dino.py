@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.kernels.soft_targets.op import soft_targets
+from fastssl.losses.arguments import check_count, check_setting
 from fastssl.losses.crops import check_students, crop_list, other_crops
 from fastssl.losses.distributed import count_over_ranks, mean_over_ranks, sum_over_ranks
 
@@ -87,8 +88,8 @@ class DINOLoss(nn.Module):
         group: Group | None = None,
     ) -> None:
         super().__init__()
-        if num_outputs < 1:
-            raise ValueError(f"DINOLoss: num_outputs must be at least 1; received {num_outputs}")
+        check_count("DINOLoss", "num_outputs", num_outputs)
+        check_setting("DINOLoss", "centre_momentum", centre_momentum)
         if not 0 <= centre_momentum <= 1:
             expected = "between 0 and 1"
             raise ValueError(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.kernels.soft_targets.op import soft_targets
+from fastssl.losses.arguments import check_setting
 from fastssl.losses.crops import check_students, crop_list, other_crops
 from fastssl.losses.distributed import count_over_ranks, mean_over_ranks, sum_over_ranks
 
@@ -52,6 +53,7 @@ def dissl_loss(
 
     Source: Dubois et al. 2022; the authors' issl/losses/dissl.py.
     """
+    _check_weights(maximality, invariance)
     teachers = crop_list("DISSLLoss", "teachers", teachers, at_least=2)
     students = crop_list("DISSLLoss", "students", students, at_least=2)
     check_students("DISSLLoss", students, teachers)
@@ -70,18 +72,22 @@ def dissl_loss(
             marginal = found.marginal if marginal is None else marginal
         marginals.append(marginal)
         for other in other_crops(position, teachers):
-            found = soft_targets(
-                other,
-                teacher,
-                student_temperature=teacher_temperature,
-                teacher_temperature=teacher_temperature,
-            )
-            invariant.append(found.loss)
+            invariant.append(_at_one(teacher_temperature, other, teacher))
     loss_N = torch.stack(distil).mean(0) + invariance * torch.stack(invariant).mean(0)
     marginals = _over_ranks(torch.stack(marginals), teachers[0], group)
     entropies = torch.stack([entropy(marginal_C) for marginal_C in marginals])
     mean = loss_N.mean() if group is None else mean_over_ranks(loss_N, group=group)
     return mean - maximality * entropies.mean()
+
+
+def _at_one(tau: float, other: Tensor, teacher: Tensor) -> Tensor:
+    found = soft_targets(other, teacher, student_temperature=tau, teacher_temperature=tau)
+    return found.loss
+
+
+def _check_weights(maximality: float, invariance: float) -> None:
+    check_setting("DISSLLoss", "maximality", maximality)
+    check_setting("DISSLLoss", "invariance", invariance)
 
 
 def _over_ranks(marginals_TC: Tensor, rows: Tensor, group: Group | None) -> Tensor:
@@ -119,6 +125,7 @@ class DISSLLoss(nn.Module):
         group: Group | None = None,
     ) -> None:
         super().__init__()
+        _check_weights(maximality, invariance)
         self.settings = {
             "student_temperature": student_temperature,
             "teacher_temperature": teacher_temperature,

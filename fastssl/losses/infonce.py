@@ -17,6 +17,7 @@ from fastssl.losses.arguments import (
     check_embeddings,
     check_reduction,
     checked_ids,
+    hold_temperature,
     is_readable,
     scale_of,
 )
@@ -24,7 +25,7 @@ from fastssl.losses.denominators import unit_rows
 from fastssl.losses.distributed import ids_over_ranks
 from fastssl.losses.matching import Matching, matched
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
-from fastssl.losses.options import Options
+from fastssl.losses.options import Options, check_options
 
 if TYPE_CHECKING:
     from fastssl.losses.exchange import Group
@@ -89,6 +90,7 @@ def info_nce_terms(
     group: Group | None = None,
 ) -> Terms:
     """Losses per query and what the metrics are read from; arguments of ``info_nce``."""
+    check_options(NAME, options)
     check_embeddings(NAME, queries=queries, keys=keys)
     scale = scale_of(NAME, temperature, queries)
     positives_N = _checked_positives(queries, keys, positives, symmetric)
@@ -175,7 +177,8 @@ class InfoNCELoss(nn.Module):
     ) -> None:
         super().__init__()
         check_reduction("InfoNCELoss", reduction)
-        self.temperature = temperature
+        check_options("InfoNCELoss", options)
+        hold_temperature(self, temperature)
         self.symmetric = symmetric
         self.options = options
         self.reduction = reduction

@@ -69,23 +69,24 @@ class Terms:
         count = sum_over_ranks(self.counted_N.sum(), group=group).clamp_min(1)
         return self.loss_N.sum() * num_ranks(group) / count
 
-    @torch.no_grad()
     def metrics(self) -> ContrastiveMetrics:
         """Evaluated now, in O(N D)."""
-        scale = torch.as_tensor(self.top_scale, dtype=self.top_N.dtype, device=self.top_N.device)
-        slack = SLACK * torch.finfo(self.top_N.dtype).eps * scale.abs()
-        best_N = self.best() * scale
-        sum_N, count_N = self.negatives()
-        # no negative is above the top, so their mean is there only if all of them are
-        all_tie_N = (count_N > 0) & (sum_N * scale >= (self.top_N - slack) * count_N)
-        top1_N = ((best_N >= self.top_N - slack) & ~all_tie_N).to(best_N.dtype)
-        unknown_N = self.top_N.isnan() | best_N.isnan() | sum_N.isnan()
-        hit_N = torch.where(unknown_N, torch.nan, top1_N)
-        if self.counted_N is None:
-            top1, alignment = hit_N.mean(), self.similarity_N.mean()
-        else:
-            weight_N = self.counted_N.to(hit_N.dtype) / self.counted_N.sum()
-            top1, alignment = (hit_N * weight_N).sum(), (self.similarity_N * weight_N).sum()
-        count = count_N.sum()
-        negative = torch.where(count > 0, sum_N.sum() / count, torch.nan)
-        return ContrastiveMetrics(top1, alignment, negative)
+        with torch.no_grad():  # as a decorator it wraps a bound method, which cannot be traced
+            dtype, device = self.top_N.dtype, self.top_N.device
+            scale = torch.as_tensor(self.top_scale, dtype=dtype, device=device)
+            slack = SLACK * torch.finfo(dtype).eps * scale.abs()
+            best_N = self.best() * scale
+            sum_N, count_N = self.negatives()
+            # no negative is above the top, so their mean is there only if all of them are
+            all_tie_N = (count_N > 0) & (sum_N * scale >= (self.top_N - slack) * count_N)
+            top1_N = ((best_N >= self.top_N - slack) & ~all_tie_N).to(best_N.dtype)
+            unknown_N = self.top_N.isnan() | best_N.isnan() | sum_N.isnan()
+            hit_N = torch.where(unknown_N, torch.nan, top1_N)
+            if self.counted_N is None:
+                top1, alignment = hit_N.mean(), self.similarity_N.mean()
+            else:
+                weight_N = self.counted_N.to(hit_N.dtype) / self.counted_N.sum()
+                top1, alignment = (hit_N * weight_N).sum(), (self.similarity_N * weight_N).sum()
+            count = count_N.sum()
+            negative = torch.where(count > 0, sum_N.sum() / count, torch.nan)
+            return ContrastiveMetrics(top1, alignment, negative)

@@ -17,12 +17,13 @@ from fastssl.losses.arguments import (
     bad,
     check_reduction,
     check_same_shape,
+    hold_temperature,
     scale_of,
 )
 from fastssl.losses.denominators import ROUNDED_UNIT, UNIT, unit_rows
 from fastssl.losses.matching import Matching, matched
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
-from fastssl.losses.options import Options
+from fastssl.losses.options import Options, check_options
 
 if TYPE_CHECKING:
     from fastssl.losses.exchange import Group
@@ -53,8 +54,8 @@ def moco_loss(
     Args:
         query: (N, D) raw embeddings of the trained encoder.
         key: (N, D) raw embeddings of the momentum encoder; gets a gradient only if it asks.
-        queue: (K, D) unit rows of any float dtype (taken as they are), or an object whose
-            attribute ``rows`` is that.
+        queue: (K, D) unit rows of any float dtype, or an object whose attribute ``rows`` is that.
+            They are taken as they are; on the CPU longer rows are noticed and take more time.
         temperature: finite, non-zero; a float, or a one-element tensor to learn it.
         options: margin, smoothing, tau_plus, beta.
         reduction: "mean", "sum" or "none".
@@ -82,6 +83,7 @@ def moco_terms(
     group: Group | None = None,
 ) -> Terms:
     """Losses per query and what the metrics are read from; arguments of ``moco_loss``."""
+    check_options(NAME, options)
     check_same_shape(NAME, query=query, key=key)
     rows_KD = _checked_queue(query, queue)
     scale = scale_of(NAME, temperature, query)
@@ -137,7 +139,8 @@ class MoCoLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_reduction("MoCoLoss", reduction)
-        self.temperature = temperature
+        check_options("MoCoLoss", options)
+        hold_temperature(self, temperature)
         self.options = options
         self.reduction = reduction
         self.group = group

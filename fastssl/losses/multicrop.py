@@ -21,6 +21,7 @@ from fastssl.losses.arguments import (
     check_embeddings,
     check_reduction,
     checked_ids,
+    hold_temperature,
     scale_of,
 )
 from fastssl.losses.denominators import unit_rows
@@ -62,10 +63,12 @@ def multi_crop_ntxent(
         ValueError: an argument does not fit; the message names it.
     """
     check_reduction(NAME, reduction)
-    if group is None and ids is None and not isinstance(crops, Tensor) and len(crops) > 1:
+    crops = _checked_crops(crops)
+    scale = scale_of(NAME, temperature, crops[0])
+    if group is None and ids is None and len(crops) > 1:
+        _check_sizes(crops)
         return ntxent(crops, temperature, reduction=reduction)
-    rows = _unit_rows(crops, ids, group)
-    return rows_out_losses(*rows, scale_of(NAME, temperature, crops[0]), group).reduced(reduction)
+    return rows_out_losses(*_unit_rows(crops, ids, group), scale, group).reduced(reduction)
 
 
 def multi_crop_terms(
@@ -75,28 +78,35 @@ def multi_crop_terms(
     group: Group | None = None,
 ) -> Terms:
     """Losses per row and what the metrics are read from."""
-    rows = _unit_rows(crops, ids, group)
-    return rows_out_terms(*rows, scale_of(NAME, temperature, crops[0]), group)
+    crops = _checked_crops(crops)
+    scale = scale_of(NAME, temperature, crops[0])
+    return rows_out_terms(*_unit_rows(crops, ids, group), scale, group)
+
+
+def _checked_crops(crops: Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(crops, Tensor) or not isinstance(crops, Sequence) or len(crops) < 1:
+        raise bad(NAME, "crops", "a list of (N_c, D) tensors", type(crops).__name__)
+    check_embeddings(NAME, **{f"crops[{c}]": crop for c, crop in enumerate(crops)})
+    return list(crops)
+
+
+def _check_sizes(crops: list[Tensor]) -> None:
+    sizes = [crop.shape[0] for crop in crops]
+    if len(set(sizes)) > 1:
+        raise bad(NAME, "ids", f"given for crops of different sizes {sizes}", None)
 
 
 def _unit_rows(
-    crops: Sequence[Tensor], ids: Sequence[Tensor] | None, group: Group | None
+    crops: list[Tensor], ids: Sequence[Tensor] | None, group: Group | None
 ) -> tuple[Tensor, Tensor]:
     """Unit rows (M, D) of all crops and their sample ids (M,)."""
-    if isinstance(crops, Tensor) or len(crops) < 1:
-        raise bad(NAME, "crops", "a list of (N_c, D) tensors", type(crops).__name__)
-    check_embeddings(NAME, **{f"crops[{c}]": crop for c, crop in enumerate(crops)})
     ids_M = _stacked_ids(crops, ids, group)
-    return unit_rows(torch.cat(list(crops))), ids_M
+    return unit_rows(torch.cat(crops)), ids_M
 
 
-def _stacked_ids(
-    crops: Sequence[Tensor], ids: Sequence[Tensor] | None, group: Group | None
-) -> Tensor:
+def _stacked_ids(crops: list[Tensor], ids: Sequence[Tensor] | None, group: Group | None) -> Tensor:
     if ids is None:
-        sizes = [crop.shape[0] for crop in crops]
-        if len(set(sizes)) > 1:
-            raise bad(NAME, "ids", f"given for crops of different sizes {sizes}", None)
+        _check_sizes(crops)
         return ids_over_ranks(crops[0], group=group).repeat(len(crops))
     if isinstance(ids, Tensor) or len(ids) != len(crops):
         raise bad(NAME, "ids", f"a list of {len(crops)} tensors, one per crop", type(ids).__name__)
@@ -129,7 +139,7 @@ class MultiCropNTXentLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_reduction("MultiCropNTXentLoss", reduction)
-        self.temperature = temperature
+        hold_temperature(self, temperature)
         self.reduction = reduction
         self.group = group
 

@@ -11,12 +11,18 @@ from torch import Tensor, nn
 
 from fastssl.kernels.ntxent.checks import REDUCTIONS
 from fastssl.kernels.ntxent.op import ntxent
-from fastssl.losses.arguments import bad, check_reduction, check_same_shape, scale_of
+from fastssl.losses.arguments import (
+    bad,
+    check_reduction,
+    check_same_shape,
+    hold_temperature,
+    scale_of,
+)
 from fastssl.losses.denominators import unit_rows
 from fastssl.losses.distributed import mean_over_ranks, symmetric_over_ranks
 from fastssl.losses.metrics import ContrastiveMetrics, Terms
 from fastssl.losses.multicrop import multi_crop_terms
-from fastssl.losses.options import PLAIN, Options
+from fastssl.losses.options import PLAIN, Options, check_options
 from fastssl.losses.two_views import two_view_terms
 
 if TYPE_CHECKING:
@@ -63,10 +69,8 @@ class NTXentLoss(nn.Module):
             raise ValueError(
                 f"NTXentLoss: reduction must be one of {REDUCTIONS}; received {reduction!r}"
             )
-        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
-            self.register_buffer("temperature", temperature, persistent=False)
-        else:
-            self.temperature = temperature
+        check_options("NTXentLoss", options)
+        hold_temperature(self, temperature)
         self.reduction = reduction
         self.options = options
         self.group = group

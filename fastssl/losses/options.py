@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastssl.kernels.scalars import is_real
 from fastssl.losses.arguments import bad
 
 
@@ -47,7 +48,7 @@ class Options:
             value = getattr(self, name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if not is_real(value):
                 raise bad("Options", name, "a float or None", type(value).__name__)
             low, high = ranges.get(name, (0.0, 1.0))
             if not (low <= value < high):
@@ -70,6 +71,12 @@ class Options:
 
 
 PLAIN = Options()
+
+
+def check_options(loss: str, options: Options | None) -> None:
+    """``Options`` or None."""
+    if options is not None and not isinstance(options, Options):
+        raise bad(loss, "options", "an Options or None", type(options).__name__)
 
 
 def hardened(log_sum_N: Tensor, log_weight_N: Tensor, count_N: Tensor) -> Tensor:

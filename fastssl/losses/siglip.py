@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fastssl.kernels.scalars import is_finite
 from fastssl.kernels.sigmoid_pairs.op import sigmoid_pairs, sigmoid_pairs_sum
 from fastssl.losses.arguments import (
     bad,
     check_reduction,
     check_same_shape,
+    check_setting,
     checked_number,
     is_readable,
 )
@@ -59,8 +61,8 @@ class SigLIPLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_reduction("SigLIPLoss", reduction)
-        if not (isinstance(scale, int | float) and 0 < scale < math.inf):
-            raise bad("SigLIPLoss", "scale", "positive and finite", scale)
+        check_setting("SigLIPLoss", "scale", scale, above=0)
+        check_setting("SigLIPLoss", "bias", bias)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(float(bias)))
         self.reduction = reduction
@@ -149,7 +151,7 @@ def _value(number: float | Tensor) -> float | None:
 def _finite(name: str, given: float | Tensor, like: Tensor) -> float | Tensor:
     number = checked_number(NAME, name, given, like)
     value = _value(number)
-    if value is not None and not math.isfinite(value):
+    if value is not None and not is_finite(value):
         raise bad(NAME, name, "finite", value)
     return number
 

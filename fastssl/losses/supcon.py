@@ -24,6 +24,7 @@ from fastssl.losses.arguments import (
     check_embeddings,
     check_reduction,
     checked_ids,
+    hold_temperature,
     scale_of,
 )
 from fastssl.losses.classes import class_counts, class_sums, class_tops
@@ -233,7 +234,7 @@ class SupConLoss(nn.Module):
         check_reduction("SupConLoss", reduction)
         if form not in FORMS:
             raise bad("SupConLoss", "form", f"one of {tuple(FORMS)}", repr(form))
-        self.temperature = temperature
+        hold_temperature(self, temperature)
         self.form = form
         self.reduction = reduction
         self.group = group

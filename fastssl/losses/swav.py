@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.kernels.soft_targets.op import given_targets
+from fastssl.losses.arguments import bad, check_count, check_setting
 from fastssl.losses.crops import crop_list, other_crops
 from fastssl.losses.distributed import gather_rows, mean_over_ranks
 
@@ -39,10 +40,8 @@ def sinkhorn(
     if not isinstance(scores, Tensor) or scores.dim() != 2 or not scores.is_floating_point():
         received = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"sinkhorn: scores must be floating, (N, C); received {received}")
-    if not epsilon > 0:
-        raise ValueError(f"sinkhorn: epsilon must be positive; received {epsilon}")
-    if iterations < 1:
-        raise ValueError(f"sinkhorn: iterations must be at least 1; received {iterations}")
+    check_setting("sinkhorn", "epsilon", epsilon, above=0)
+    check_count("sinkhorn", "iterations", iterations)
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
     logits_NC = scores.to(dtype) / epsilon
     # log Q = logits + row_N + column_C; constants of alg. 1 cancel in the last normalisation
@@ -83,12 +82,11 @@ def swav_loss(
     Source: Caron et al. 2020, eq. 1 and 2; section 3.1 for multi-crop, 4.1 for the queue.
     """
     scores = crop_list("SwAVLoss", "scores", scores, at_least=2)
-    if not 1 <= num_assigned <= len(scores):
+    check_count("SwAVLoss", "num_assigned", num_assigned)
+    if num_assigned > len(scores):
         expected = f"between 1 and the {len(scores)} crops"
         raise ValueError(f"SwAVLoss: num_assigned must be {expected}; received {num_assigned}")
-    if queue_scores is not None and len(queue_scores) != num_assigned:
-        expected = f"one (Q, C) tensor for each of {num_assigned} crops"
-        raise ValueError(f"SwAVLoss: queue_scores must be {expected}; received {len(queue_scores)}")
+    _check_queue_scores(queue_scores, scores, num_assigned)
     losses = []
     for position in range(num_assigned):
         rows = scores[position].detach()
@@ -98,6 +96,23 @@ def swav_loss(
             losses.append(given_targets(other, codes[: len(rows)], temperature=temperature))
     loss_N = torch.stack(losses).mean(0)
     return loss_N.mean() if group is None else mean_over_ranks(loss_N, group=group)
+
+
+def _check_queue_scores(
+    queue_scores: Sequence[Tensor] | None, scores: list[Tensor], num_assigned: int
+) -> None:
+    if queue_scores is None:
+        return
+    width = scores[0].shape[1]
+    expected = f"one (Q, {width}) tensor for each of {num_assigned} crops"
+    many = isinstance(queue_scores, Sequence | Tensor)
+    if not many or len(queue_scores) != num_assigned:
+        received: object = len(queue_scores) if many else type(queue_scores).__name__
+        raise bad("SwAVLoss", "queue_scores", expected, received)
+    for rows in queue_scores:
+        if not isinstance(rows, Tensor) or rows.dim() != 2 or rows.shape[1] != width:
+            received = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            raise bad("SwAVLoss", "queue_scores", expected, received)
 
 
 class SwAVLoss(nn.Module):

@@ -17,7 +17,7 @@ from fastssl.losses.denominators import unit_rows
 from fastssl.losses.distributed import ids_over_ranks
 from fastssl.losses.matching import Matching, matched
 from fastssl.losses.metrics import Terms
-from fastssl.losses.options import Options
+from fastssl.losses.options import Options, check_options
 
 if TYPE_CHECKING:
     from fastssl.losses.exchange import Group
@@ -57,5 +57,6 @@ def two_view_terms(
     group: Group | None = None,
 ) -> Terms:
     """NT-Xent's losses per row with options, and what the metrics are read from."""
+    check_options(loss, options)
     matching = two_views(loss, view0, view1, sample_ids, group)
     return matched(matching, scale_of(loss, temperature, view0), options)

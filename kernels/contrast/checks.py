@@ -3,7 +3,6 @@
 # shapes: N queries, K keys, D features
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastssl.kernels.contrast.reference import KEEPS
+from fastssl.kernels.scalars import is_finite, is_real
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -41,11 +41,11 @@ def scale_tensor(scale: float | Tensor, queries: Tensor) -> Tensor:
         if scale.device != queries.device:
             raise bad("scale", "on the device of the queries", scale.device)
         return scale.reshape(())
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
+    if not is_real(scale):
         raise bad("scale", "a float or a one-element tensor", type(scale).__name__)
-    if not math.isfinite(scale):
+    if not is_finite(scale):
         raise bad("scale", "finite", scale)
-    return torch.full((), scale, dtype=torch.float64, device=queries.device)
+    return torch.full((), float(scale), dtype=torch.float64, device=queries.device)
 
 
 def check(queries: Tensor, keys: Tensor, pairs: Pairs, bound: float) -> None:

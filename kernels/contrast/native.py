@@ -6,6 +6,7 @@ The backward reads E where the forward could keep it within KEEP_BYTES and recom
 # shapes: N queries, K keys, D features
 from __future__ import annotations
 
+import math
 import struct
 
 import torch
@@ -82,7 +83,22 @@ def forward(
     kept = native.pooled_empty(_library(), numel, dtype)
     cols_K = _empty(num_keys if columns else 0, dtype=dtype)
     rows_N, top_N = _forward(q_ND, k_KD, scale, ids, bound, cols_K, kept, None)
+    if not save and not _is_sound(rows_N, top_N, scale.item(), bound, num_keys):
+        return forward(q_ND, k_KD, scale, ids, columns, math.inf, save)
     return rows_N, cols_K, top_N, kept
+
+
+def _is_sound(rows_N: Tensor, top_N: Tensor, scale: float, bound: float, num_keys: int) -> bool:
+    """Whether no logit was beyond what the caller vouched for, as far as the results show it.
+
+    Rows of a queue may be longer than its owner thinks, and a fixed shift would give NaN silently.
+    """
+    limit = abs(scale) * bound
+    if not 2 * limit <= BOUNDED_RANGE:
+        return True  # the pass kept a running maximum
+    slack = 0.01 * limit + 0.01
+    fits_N = (top_N <= limit + slack) & (rows_N >= top_N - slack)
+    return bool((fits_N & (rows_N <= top_N + (math.log(num_keys) + slack))).all())
 
 
 def forward_mean(
@@ -98,7 +114,9 @@ def forward_mean(
     if 2 * abs(scale.item()) * bound <= BOUNDED_RANGE:
         mean_ND = _empty(*q_ND.shape, dtype=dtype)
         rows_N, top_N = _forward(q_ND, k_KD, scale, ids, bound, nothing, nothing, mean_ND)
-        return rows_N, top_N, mean_ND
+        if _is_sound(rows_N, top_N, scale.item(), bound, k_KD.shape[0]):
+            return rows_N, top_N, mean_ND
+        bound = math.inf
     rows_N, top_N = _forward(q_ND, k_KD, scale, ids, bound, nothing, nothing, None)
     whole_ND = q_ND.to(dtype)  # its gradient is returned in this type
     ones_N = torch.ones_like(rows_N)

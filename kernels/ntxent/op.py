@@ -19,6 +19,7 @@ from fastssl.kernels.eager import is_plain, is_transformed
 from fastssl.kernels.ntxent import native, reference, tiles
 from fastssl.kernels.ntxent.checks import bad, check, check_saved, check_temperature_value
 from fastssl.kernels.precision import own_precision
+from fastssl.kernels.scalars import is_real
 
 CPU = torch.device("cpu")
 
@@ -79,13 +80,13 @@ def ntxent(
 def _as_tensor(temperature: float | Tensor, views: list[Tensor], *, reuse: bool) -> Tensor:
     if isinstance(temperature, Tensor):
         return temperature
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+    if not is_real(temperature):
         raise bad("temperature", "a float or a one-element tensor", type(temperature).__name__)
     device = views[0].device if views else CPU
     if reuse and device == CPU:
         return _constant(float(temperature))
     check_temperature_value(temperature)
-    return torch.full((), temperature, dtype=torch.float64, device=device)
+    return torch.full((), float(temperature), dtype=torch.float64, device=device)
 
 
 @lru_cache(maxsize=64)

@@ -3,10 +3,10 @@
 # shapes: N queries, K keys, D features
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from fastssl.kernels.scalars import is_finite, is_real
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FARTHEST = 1 << 62
@@ -25,11 +25,11 @@ def number(name: str, value: float | Tensor, like: Tensor) -> Tensor:
         if value.device != like.device:
             raise bad(name, "on the device of the queries", value.device)
         return value.reshape(())
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_real(value):
         raise bad(name, "a float or a one-element tensor", type(value).__name__)
-    if not math.isfinite(value):
+    if not is_finite(value):
         raise bad(name, "finite", value)
-    return torch.full((), value, dtype=torch.float64, device=like.device)
+    return torch.full((), float(value), dtype=torch.float64, device=like.device)
 
 
 def check(queries: Tensor, keys: Tensor, diagonal: int | None) -> None:

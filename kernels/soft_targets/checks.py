@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from fastssl.kernels.scalars import is_real
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -70,11 +72,11 @@ def check_targets(targets: Tensor) -> None:
 
 def reciprocal(name: str, temperature: float) -> float:
     """1 / temperature of a positive, finite temperature."""
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+    if not is_real(temperature):
         raise bad(name, "a float", type(temperature).__name__)
     if not 1e-8 <= temperature < math.inf:  # isfinite cannot be traced
         raise bad(name, "finite and at least 1e-8", temperature)
-    return 1.0 / temperature
+    return 1.0 / float(temperature)
 
 
 def check_reduction(reduction: str) -> None:

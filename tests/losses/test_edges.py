@@ -6,6 +6,7 @@ import ast
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,6 +136,27 @@ def test_a_second_derivative_after_the_queue_moved_on_is_refused():
         torch.autograd.grad(loss, q, create_graph=True)
 
 
+@pytest.mark.parametrize("dtype", spec.DTYPES, ids=str)
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("sign", [1, -1, 0])
+def test_a_queue_of_long_rows_is_taken_as_it_is(dtype, learns, sign):
+    q, k, queue = leaf(3, 5, dtype=torch.float32), torch.randn(3, 5), spec.queue(dtype) * 20
+    if sign:  # all products beyond the bound of unit rows, on one side
+        queue = (sign * 20 * F.normalize(q.detach()[:1]) + 0.1 * torch.randn(11, 5)).to(dtype)
+        q = q.detach()[:1].requires_grad_()
+        k = k[:1]
+    with torch.set_grad_enabled(learns):
+        loss = losses.moco_loss(q, k, queue, 0.1)
+    exact = q.detach().double().requires_grad_()
+    unit_ND, key_ND = F.normalize(exact), F.normalize(k.double())
+    logits_NK = torch.cat([(unit_ND * key_ND).sum(1, True), unit_ND @ queue.double().T], 1) * 10
+    truth = F.cross_entropy(logits_NK, torch.zeros(len(q), dtype=int))
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-4)
+    if learns:
+        found, expected = (torch.autograd.grad(*pair)[0] for pair in ((loss, q), (truth, exact)))
+        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_nothing_of_the_queue_is_saved():
     q, k, queue = leaf(4, 6), leaf(4, 6), spec.queue(num_rows=500, width=6)
     sizes = []
@@ -184,15 +206,17 @@ def test_the_other_side_alone_can_learn():
     assert torch.equal(dk, expected)
 
 
-def test_the_scale_is_clamped_in_place_and_its_gradient_lives_at_the_limit():
+def test_the_scale_is_clamped_and_its_gradient_lives_at_the_limit():
     loss_fn = losses.CLIPLoss(scale=50.0, max_scale=60.0)
     with torch.no_grad():
         loss_fn.log_scale.fill_(10.0)
     z0, z1 = torch.randn(2, 8, 5).unbind(0)
     loss = loss_fn(z0, z1)
     loss.backward()
-    assert abs(loss_fn.log_scale.exp().item() - 60) < 1e-3
+    assert loss_fn.log_scale.item() == 10.0
     assert loss_fn.log_scale.grad.abs() > 0
+    loss_fn.clamp_()
+    assert abs(loss_fn.log_scale.exp().item() - 60) < 1e-3
     torch.testing.assert_close(loss, losses.clip_loss(z0, z1, 60.0))
     free = losses.CLIPLoss(scale=50.0, max_scale=None)
     with torch.no_grad():
@@ -200,6 +224,16 @@ def test_the_scale_is_clamped_in_place_and_its_gradient_lives_at_the_limit():
     torch.testing.assert_close(free(z0, z1), losses.clip_loss(z0, z1, math.exp(5.0)))
     assert not losses.CLIPLoss(learnable=False).log_scale.requires_grad
     assert list(loss_fn.state_dict()) == ["log_scale"]
+
+
+@pytest.mark.parametrize("start", [10.0, 2.0])
+def test_a_graph_that_read_the_scale_before_outlives_the_loss(start):
+    loss_fn = losses.CLIPLoss(max_scale=60.0)
+    with torch.no_grad():
+        loss_fn.log_scale.fill_(start)
+    read = loss_fn.log_scale * loss_fn.log_scale
+    (read + 0 * loss_fn(*torch.randn(2, 8, 5))).backward()
+    assert abs(loss_fn.log_scale.grad.item() - 2 * start) < 1e-5
 
 
 def test_clip_compiles_with_its_clamp():
@@ -218,6 +252,20 @@ def test_a_learnt_temperature_is_a_parameter_and_moves(module):
     ask(loss_fn, z, z).backward()
     optimiser.step()
     assert loss_fn.temperature.item() != 0.5
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+def test_a_tensor_as_temperature_is_a_buffer_that_moves_and_is_not_saved(module):
+    loss_fn = module(torch.tensor([0.5]))
+    assert [name for name, _ in loss_fn.named_buffers()] == ["temperature"]
+    assert loss_fn.state_dict() == {} and loss_fn.to("meta").temperature.device.type == "meta"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+def test_a_number_of_numpy_is_a_temperature(module):
+    z0, z1 = torch.randn(2, 6, 5).unbind(0)
+    found = ask(module(np.float32(0.5)), z0, z1)
+    torch.testing.assert_close(found, ask(module(0.5), z0, z1))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)

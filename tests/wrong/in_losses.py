@@ -6,11 +6,12 @@ from tests.wrong.mutant import Mutant
 
 EQUATIONS = "tests/losses/test_equations.py"
 EDGES = "tests/losses/test_edges.py"
+HALVES = "tests/losses/test_half_gradients.py"
 METRICS = "tests/losses/test_metrics.py"
 PROMISES = "tests/losses/test_promises.py"
 DCL = "test_dcl_and_dclw"
 SUPCON = "test_sup_con"
-CLIP = "test_the_scale_is_clamped_in_place_and_its_gradient_lives_at_the_limit"
+CLIP = "test_the_scale_is_clamped_and_its_gradient_lives_at_the_limit"
 NCE = "test_info_nce_with_positives_hard_negatives_and_ids"
 WEIGHTED = "test_debiased_and_hard_negative_weighting"
 
@@ -41,8 +42,18 @@ SHARED = (
     ),
     _loss(
         "float16-gradient-overflows", "denominators",
-        "grad_ND.clamp(-limit, limit).half()", "grad_ND.half()",
+        "torch.where(zero_N1, grad_ND.clamp(-limit, limit), grad_ND).half()", "grad_ND.half()",
         f"{PROMISES}::test_a_promise_is_kept[dcl_loss-zero rows]",
+    ),
+    _loss(
+        "float16-gradient-hides-its-overflow", "denominators",
+        "torch.where(zero_N1, grad_ND.clamp(-limit, limit), grad_ND)",
+        "grad_ND.clamp(-limit, limit)", f"{HALVES}::test_an_overflow_reaches_the_loss_scaler",
+    ),
+    _loss(
+        "a-tensor-temperature-is-an-attribute", "arguments",
+        "if isinstance(temperature, Tensor) and not", "if False and not",
+        f"{EDGES}::test_a_tensor_as_temperature_is_a_buffer_that_moves_and_is_not_saved",
     ),
     _loss(
         "keys-lose-their-gradient", "denominators",
@@ -184,11 +195,11 @@ EACH = (
     _loss("clip-one-direction", "clip", "symmetric=True", "symmetric=False", "test_clip"),
     _loss(
         "clip-clamp-kills-the-gradient", "clip",
-        "return self.log_scale.exp()", "return self.log_scale.exp().clamp(max=59.99)",
+        "value.clamp(max=limit) + (log_scale - value)", "log_scale.clamp(max=limit)",
         f"{EDGES}::{CLIP}",
     ),
     _loss(
-        "clip-no-clamp", "clip", "if self.max_scale is not None:", "if False:", f"{EDGES}::{CLIP}",
+        "clip-no-clamp", "clip", "value.clamp(max=limit)", "value", f"{EDGES}::{CLIP}",
     ),
     _loss(
         "supcon-partner-not-added-back", "denominators",

@@ -57,8 +57,8 @@ MUTANTS = (
     _loss(
         "dissl-invariance-at-the-students-temperature",
         "dissl.py",
-        "student_temperature=teacher_temperature,",
-        "student_temperature=student_temperature,",
+        "student_temperature=tau, teacher",
+        "student_temperature=1.0, teacher",
         f"{LOSSES}::test_dissl_is_the_paper",
     ),
     _loss(
