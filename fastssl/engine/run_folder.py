@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from fastssl.engine.config import TrainConfig, as_plain
 from fastssl.engine.environment import describe
 from fastssl.engine.files import TEMPORARY, write_json, write_text
 
@@ -307,6 +308,9 @@ def _take_back(path: Path, made: list[Path]) -> None:
 def _refuse_changes(path: Path, settings: dict) -> None:
     stored = {key: value for key, value in read_settings(path).items() if key != _RESOLVED}
     before, now = _flat(stored), _flat(settings)
+    for key, default in _flat({"train": as_plain(TrainConfig())}).items():
+        if key in now:  # perhaps a setting that came after the run was begun
+            before.setdefault(key, default)
     changed = [
         key
         for key in sorted(before.keys() | now.keys())

@@ -113,6 +113,18 @@ def test_resume_accepts_what_does_not_change_the_run(opened):
     assert read_settings(run.path)["train"]["workers"] == 7
 
 
+def test_resume_takes_a_run_begun_before_a_setting_existed(opened):
+    """The default of a setting is what was done before it; another value is another run."""
+    with opened() as run:
+        path = run.path
+    settings = yaml.safe_load((path / "config.yaml").read_text())
+    del settings["train"]["accumulate"]
+    (path / "config.yaml").write_text(yaml.safe_dump(settings))
+    opened(resume=True).close()
+    with pytest.raises(ValueError, match="accumulate was 1, now 2"):
+        opened(resume=True, accumulate=2)
+
+
 def test_resume_where_nothing_is_starts_a_run(opened):
     with opened(resume=True) as run:
         assert not run.resuming
