@@ -26,6 +26,7 @@ _LINEAR = {
 }
 _ASKS = {Tensor.dim, Tensor.size, Tensor.is_floating_point}
 _AFFINE = {F.conv2d, torch.conv2d, F.linear}
+_empty_like = torch.ops.aten.empty_like.default  # torch's own is not always traced under a mode
 _RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 
 
@@ -113,8 +114,8 @@ class _Relu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_M: Tensor) -> Tensor:  # type: ignore[override]
         n = len(x_M) // 2
-        y_M = torch.empty_like(x_M)
-        torch.clamp_min(x_M[:n], 0, out=y_M[:n])
+        y_M = _empty_like(x_M)
+        torch.ops.aten.clamp_min.out(x_M[:n], 0, out=y_M[:n])
         _pass_positive(x_M[n:], y_M[:n], out=y_M[n:])
         ctx.save_for_backward(y_M)
         return y_M
@@ -123,7 +124,7 @@ class _Relu(torch.autograd.Function):
     def backward(ctx: Any, p_M: Tensor) -> Tensor:  # type: ignore[override]
         (y_M,) = ctx.saved_tensors
         n = len(y_M) // 2
-        g_M = torch.empty_like(p_M)
+        g_M = _empty_like(p_M)
         _pass_positive(p_M[:n], y_M[:n], out=g_M[:n])
         _pass_positive(p_M[n:], y_M[:n], out=g_M[n:])
         return g_M

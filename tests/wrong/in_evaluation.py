@@ -17,8 +17,8 @@ MUTANTS = (
     _evaluation(
         "vector-follows-the-fit-images",
         "invariance",
-        "for part in (fit_n, held_m)",
-        "for part in (fit_n, fit_n)",
+        "((fit_n, batch), (held_m, max",
+        "((fit_n, batch), (fit_n, max",
     ),
     _evaluation(
         "sgd-decay-chosen-on-what-was-fitted",

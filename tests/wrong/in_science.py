@@ -197,8 +197,8 @@ EVALUATION = (
     Mutant(
         "ridge-error-averaged-over-the-wrong-axis",
         "fastssl/evaluation/ridge.py",
-        "- test_MT).square().mean(0)",
-        "- test_MT).square().mean(1)",
+        "error_T = squares_MT.mean(0)",
+        "error_T = squares_MT.mean(1)",
         ("tests/evaluation/test_ridge.py",),
     ),
     Mutant(
