@@ -45,11 +45,11 @@ full length. Representations are not ideal yet there: a probe on d = 63 would an
 
 DISSL without its entropy term: within 60 steps the teacher puts the digits into a few classes, each
 with certainty (H[M|Z] .03 nats); then no gradient is left to join them, and H[M] stays where it is:
-1.4 nats of log 128 = 4.9 at 600 and at 3,000 steps of one seed, .93 and 1.1 at five times the rate. The encoder remains
-near its start, whose linear probe is good on digits: on the validation split .957 (with the term
-.973) and .927 at the higher rate, kNN .867 (.960) and .703; not chance. "H[M] -> 0" and "near
-chance" were expected to fail before the record run; batch norms in both heads keep the bottleneck's
-outputs apart, so that one class for all is not near the start."""
+1.4 nats of log 128 = 4.9 at 600 and at 3,000 steps of one seed, .93 and 1.1 at five times the rate.
+The encoder remains near its start, whose linear probe is good on digits: on the validation split
+.957 (with the term .973) and .927 at the higher rate, kNN .867 (.960) and .703; not chance. "H[M]
+-> 0" and "near chance" were expected to fail before the record run; batch norms in both heads keep
+the bottleneck's outputs apart, so that one class for all is not near the start."""
 
 POINTS, DIMS = 16, (1, 3, 5, 7, 9, 11, 13, 15)
 WIDTHS = (8, 32, 63, 128)
