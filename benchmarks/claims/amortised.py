@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,10 @@ from fastssl.recipes.run import Run
 
 __all__ = ["NOTES", "PAPER", "TITLE", "one_seed", "rows"]
 
-STEPS = {"full": 1000, "quick": 200}
-VECTOR_STEPS, VECTOR_BATCH = 25, 384
+SIDE = 16  # of the images, in pixels
+STEPS = {"full": 3000, "quick": 600}
+DEDICATED_SHARE = 3  # a dedicated network sees its corner as often as the amortised one does
+VECTOR: dict[str, Any] = {"steps": 60, "batch": 512, "rate": 0.05}
 DEDICATED = {"01": "spirograph-colour", "10": "spirograph-geometry", "11": "spirograph"}
 READ_OUT, CHOSEN_ON, TESTED_ON, LOOKED_AT = 2400, 600, 1000, 300
 _CHUNK = 500
@@ -52,7 +55,9 @@ def one_seed(seed: int, *, length: Length, folder: Path) -> dict[str, float]:
     figures["ordinary/count"] = _count(build_encoder(_run("simclr", seed, length)))
     best = {task: _best(figures, task) for task in TASKS}
     for corner in sorted(set(best.values())):
-        run = with_train(_run("simclr", seed, length), augment=DEDICATED[corner])
+        steps = STEPS[length] // DEDICATED_SHARE
+        run = _run("simclr", seed, length)
+        run = with_train(run, augment=DEDICATED[corner], max_steps=steps, readout_every=steps)
         errors = tasks.errors(features_of(trained(run, folder / f"only-{corner}"), run), "test")
         figures |= {f"{task}/dedicated": errors[task] for task in TASKS if best[task] == corner}
     return figures
@@ -62,7 +67,7 @@ class _Tasks:
     """Targets of each task: on images to read out, to choose the best corner on, to test on."""
 
     def __init__(self, seed: int) -> None:
-        source = SpirographSource(seed=seed)
+        source = SpirographSource(seed=seed, image_size=SIDE)
         self.seed = seed
         self.train = source.labelled("train", READ_OUT + CHOSEN_ON)
         self.test = source.labelled("test", TESTED_ON)
@@ -100,8 +105,7 @@ def _learned(tasks: _Tasks, encode: Conditioned) -> dict[str, float]:
 
     for task in TASKS:
         wanted_NT = tasks.wanted(task, "train")[:READ_OUT]
-        size = {"steps": VECTOR_STEPS, "batch": VECTOR_BATCH}
-        bits_K = learn_vector(features, wanted_NT, num_bits=2, seed=tasks.seed, **size)
+        bits_K = learn_vector(features, wanted_NT, num_bits=2, seed=tasks.seed, **VECTOR)
         figures |= {f"{task}/bit{k}": bit for k, bit in enumerate(bits_K.tolist())}
         figures[f"{task}/learned"] = tasks.errors(partial(_under, encode, bits_K), "test")[task]
         best_K = _bits(_best(figures, task))
@@ -119,7 +123,7 @@ def _cosines(tasks: _Tasks, encode: Conditioned) -> dict[str, float]:
     for position, group in enumerate(PRESETS["spirograph-2"].groups):
         after_NA, columns = before_NA.clone(), [NUISANCES.index(name) for name in group]
         after_NA[:, columns] = fresh_NA[:, columns]
-        pair = [render(target_NT, nuisance_NA) for nuisance_NA in (before_NA, after_NA)]
+        pair = [render(target_NT, some_NA, side=SIDE) for some_NA in (before_NA, after_NA)]
         for bit in GRID:
             bits_K = torch.ones(2)
             bits_K[position] = bit
@@ -136,7 +140,8 @@ def _best(figures: dict[str, float], task: str) -> str:
 
 def _run(method: str, seed: int, length: Length) -> Run:
     run = default_run(method, "spirograph")
-    return with_train(run, seed=seed, max_steps=STEPS[length], readout_every=STEPS[length])
+    steps = STEPS[length]
+    return with_train(run, seed=seed, max_steps=steps, readout_every=steps, image_size=SIDE)
 
 
 def _bits(corner: str) -> Tensor:

@@ -29,7 +29,7 @@ NOTES = (
     "at 2d3d801 and, SwAV's on Spirograph, at e89b771."
 )
 STEPS = {
-    "full": {"spirograph": 600, "digits": 2000},
+    "full": {"spirograph": 400, "digits": 2000},
     "quick": {"spirograph": 300, "digits": 300},
 }
 ADAMW = {"optimizer": "adamw", "weight_decay": 1e-6}

@@ -27,23 +27,38 @@ from fastssl.recipes.readouts import FeaturesFn
 TITLE = "InvCLR: a gradient penalty, and features averaged over views"
 PAPER = "Foster et al., ICLR 2021; its numbers are of ResNet-18, 50 epochs of 100,000 objects"
 NOTES = """\
-Recipe `invclr` on Spirograph (convnet, batch 128) with other weights; the weight 0 is the same
-code, so that batch statistics are alike. Every readout is fitted to and tested on fresh draws of
-its own nuisances; shifted nuisances are shifted for both. Ratios of variances are of features of
-unit length. The quick table is of 16 px images and 150 steps, which is no test of the paper's
-claim about the penalty: the full table has not been run. Looked at before on one seed (16 px, 1,500
-steps, ten averages): the penalty had no clear gain there either, with gradients that were wrong
-(torch's forward mode takes batch statistics for constants in reverse), so it says little."""
+Recipe `invclr` on Spirograph (convnet, batch 128) at 16 px; the weight 0 is the same code, so that
+batch statistics are alike. Every readout is fitted to and tested on fresh draws of its own
+nuisances; shifted nuisances are shifted for both. Variances are of features of unit length.
 
-WEIGHTS = (0.0, 1e-4, 1e-3, 1e-2)
-STEPS = {"full": 2000, "quick": 150}
+The penalty is bounded sample by sample (`bound="each"`, `clip=1`), which is ours. As the authors
+wrote it, it did not help within these steps, and the reason can be seen: dx/dh contains 2 pi h / b,
+up to 157, so that V, which for features of unit length stands for a variance of less than one, was
+10 to 40 in training; nearly all of it comes from a few curves of small b, where the first order
+says nothing about the view that a fresh h gives. Tried on a seed that is not scored (1,500 steps;
+errors of one view and of ten averaged): none .00745, .00265; the authors' at 1e-3 .00734, .00223;
+colours alone (h left out) at 1e-2 .00742, .00259, at 1e-1 .00729, .00263; bounded for each sample
+at 1e-2 .00702, .00246, 1e-1 .00672, .00236, .3 .00814, .00251, 1 .01223, .00339.
+
+What the authors plot as conditional variance is nearly the total one (their reshape mixes images);
+the penalty shrinks both, the total one faster."""
+
+WEIGHTS = (0.0, 1e-2, 3e-2, 1e-1)
+_WEIGHTS = ", ".join(f"{weight:g}" for weight in WEIGHTS)
+STEPS = {"full": 1500, "quick": 300}
 OBJECTS = {
     "full": {"train": 6000, "validation": 2000, "test": 2000},
     "quick": {"train": 1000, "validation": 500, "test": 500},
 }
-SIDE = {"full": 32, "quick": 16}  # of the images, in pixels
+SIDE = 16  # of the images, in pixels
+CLIP = 1.0
+AUTHORS = 1e-3  # weight of the arm that bounds the mean, at 1,000
 AVERAGES = 30
 METER_DRAWS = 8
+VARIANCES = {
+    "ratio": "conditional over total variance",
+    "total": "total variance, which the authors' plot shows,",
+}
 _H = ("h",)
 _BACK = ("b_r", "b_g", "b_b")
 SHIFTS = {"h - 0.5": (_H, -0.5), "h + 0.5": (_H, 0.5), "background + 0.4": (_BACK, 0.4)}
@@ -87,11 +102,11 @@ class Draws:
         found = ridge(train_NF, self.targets["train"], other_NF, self.targets[split])
         return dict(found)["mse"]
 
-    def ratio(self, encode: FeaturesFn) -> float:
-        """E[Var(h | x)] / Var(h) on the test objects."""
+    def variances(self, encode: FeaturesFn) -> dict[str, float]:
+        """E[Var(h | x)], Var(h) and their ratio on the test objects, of features of unit length."""
         drawn = [self.features(encode, "test", draw) for draw in range(METER_DRAWS)]
         conditional, total = variances(F.normalize(torch.stack(drawn).double(), dim=2))
-        return conditional / total
+        return {"conditional": conditional, "total": total, "ratio": conditional / total}
 
     def averaged(self, encode: FeaturesFn) -> float:
         """The error on the test objects, of features averaged over draws."""
@@ -104,29 +119,32 @@ class Draws:
 
 def one_seed(seed: int, *, length: Length, folder: Path) -> dict[str, float]:
     """Errors without the penalty and with it, by weight and at the best weight."""
-    draws = Draws(seed, OBJECTS[length], side=SIDE[length])
+    draws = Draws(seed, OBJECTS[length], side=SIDE)
     steps = STEPS[length]
     settings = {
         "seed": seed,
         "max_steps": steps,
         "readout_every": steps,
-        "image_size": SIDE[length],
+        "image_size": SIDE,
     }
     recipe = with_train(default_run("invclr", "spirograph"), **settings)
+    arms = {f"{weight:g}": {"penalty": weight, "bound": "each", "clip": CLIP} for weight in WEIGHTS}
+    arms["authors"] = {"penalty": AUTHORS, "bound": "mean", "clip": 1000.0}
     encoders, held, figures = {}, {}, {}
-    for weight in WEIGHTS:
-        run = with_method(recipe, penalty=weight)
-        encode = encoders[weight] = features_of(trained(run, folder / f"weight{weight:g}"), run)
+    for arm, of_method in arms.items():
+        run = with_method(recipe, **of_method)
+        encode = encoders[arm] = features_of(trained(run, folder / f"weight{arm}"), run)
         train_NF = draws.features(encode, "train")
-        held[weight] = draws.error(train_NF, draws.features(encode, "validation"), "validation")
+        held[arm] = draws.error(train_NF, draws.features(encode, "validation"), "validation")
         test_NF = draws.features(encode, "test")
-        figures[f"error/{weight:g}"] = draws.error(train_NF, test_NF, "test")
-        figures[f"ratio/{weight:g}"] = draws.ratio(encode)
-    best = min(WEIGHTS[1:], key=held.__getitem__)
+        figures[f"error/{arm}"] = draws.error(train_NF, test_NF, "test")
+        figures |= {f"{name}/{arm}": value for name, value in draws.variances(encode).items()}
+    best = min(WEIGHTS[1:], key=lambda weight: held[f"{weight:g}"])
     figures["best"] = best
-    for name, weight in (("none", 0.0), ("penalty", best)):
-        encode = encoders[weight]
-        figures[name] = figures[f"error/{weight:g}"]
+    figures["authors/averaged"] = draws.averaged(encoders["authors"])
+    for name, arm in (("none", "0"), ("penalty", f"{best:g}")):
+        encode = encoders[arm]
+        figures[name] = figures[f"error/{arm}"]
         figures[f"{name}/averaged"] = draws.averaged(encode)
         for shift in SHIFTS:
             parts = [draws.features(encode, split, 0, shift) for split in ("train", "test")]
@@ -135,34 +153,30 @@ def one_seed(seed: int, *, length: Length, folder: Path) -> dict[str, float]:
 
 
 def rows(figures: dict[str, list[float]]) -> list[Row]:
-    """Averaging, invariance, the penalty, both, and the same under shifts."""
+    """Averaging, the penalty, both, the same under shifts; invariance; the authors' penalty."""
     none, penalty = figures["none"], figures["penalty"]
-    both = figures["penalty/averaged"]
-    share = [a / b for a, b in zip(figures["none/averaged"], none, strict=True)]
-    ratios = [figures[f"ratio/{weight:g}"] for weight in WEIGHTS]
-    return [
+    alone, both = figures["none/averaged"], figures["penalty/averaged"]
+    share = [a / b for a, b in zip(alone, none, strict=True)]
+    chosen = ", ".join(f"{weight:g}" for weight in figures["best"])
+    what = f"penalty of the weight chosen for each seed ({chosen}) against none"
+    paper = ".00195 against .00293"
+    found = [
         at_most("averaging over 30 views: error as a share of one view's", share, 0.5, paper=".76"),
-        falling("conditional over total variance at weights 0, 1e-4, 1e-3, 1e-2", ratios),
-        lower(
-            "penalty of the best weight against none",
-            *(penalty, none),
-            errors=2,
-            paper=".00195 against .00293",
-        ),
-        lower("both against averaging alone", both, figures["none/averaged"], errors=0,
-              paper=".00096 against .00223"),
-        lower("both against the penalty alone", both, penalty, errors=0,
+        lower(what, penalty, none, errors=2, paper=paper),
+        lower("both against averaging alone", both, alone, errors=2, paper=".00096 against .00223"),
+        lower("both against the penalty alone", both, penalty, errors=2,
               paper=".00096 against .00199"),
-        *(
-            lower(
-                f"penalty against none, {shift}",
-                *(figures[f"penalty/{shift}"], figures[f"none/{shift}"]),
-                errors=0,
-                paper=paper,
-            )
-            for shift, paper in PAPERS_SHIFTS.items()
-        ),
     ]  # fmt: skip
+    for shift, paper in PAPERS_SHIFTS.items():
+        pair = [figures[f"{name}/{shift}"] for name in ("penalty", "none")]
+        found.append(lower(f"penalty against none, {shift}", *pair, errors=0, paper=paper))
+    for name, paper in (("ratio", ""), ("total", ".79, .0016")):
+        by_weight = [figures[f"{name}/{weight:g}"] for weight in WEIGHTS]
+        found.append(falling(f"{VARIANCES[name]} at weights {_WEIGHTS}", by_weight, paper=paper))
+    what = f"the penalty as the authors bound it ({AUTHORS:g}) against none"
+    found.append(lower(what, figures["error/authors"], none, errors=2))
+    what = "the same, both averaged"
+    return [*found, lower(what, figures["authors/averaged"], alone, errors=2)]
 
 
 def _tensor(values: np.ndarray) -> Tensor:

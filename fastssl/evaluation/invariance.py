@@ -4,7 +4,9 @@
 Chavhan et al. 2023 (arXiv:2302.12712), downstream: i starts at 1/2, Adam, i <- clamp(i, 0, 1) after
 each step, the encoder frozen. The authors learn W and i by one gradient of the training loss; here
 W is solved for in each step and differentiated through, and i answers to images that W has not
-seen, because the training loss prefers the vector that fits best. The test split is only scored.
+seen, because the training loss prefers the vector that fits best. Vectors between the corners are
+never trained and the loss has hills there; so i starts at the best of 1/2 and of the points half
+way from there to each corner ("half": at 1/2, as the authors). The test split is only scored.
 """
 
 # shapes: N images, n batch, K bits, F features, T targets
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +25,8 @@ from fastssl.evaluation.features import hold_out
 STEPS, RATE, BATCH, PENALTY = 60, 0.1, 512, 1e-2
 MOST_CORNERS = 32
 PROTOCOL = {
-    "vector": "projected gradient (Adam, clamp to 0..1) from 1/2, encoder frozen",
+    "vector": "projected gradient (Adam, clamp to 0..1), encoder frozen",
+    "vector_start": "the best of 1/2 and of the points half way to each corner, on held-out images",
     "vector_learned_on": "every fifth image of the train split; its readout on the others",
     "vector_loss": "squared error of a ridge on standardised targets (classes: one-hot)",
     "vector_rate": RATE,
@@ -38,12 +42,14 @@ def learn_vector(
     rate: float = RATE,
     batch: int = BATCH,
     seed: int = 0,
+    start: Literal["best", "half"] = "best",
 ) -> Tensor:
     """(K,) in [0, 1]: the invariances that the targets want.
 
     features: positions (n,) of train images and a vector (K,) -> (n, F), differentiable in the
     vector. target_NT: (N, T) float targets of the train images, classes as one-hot rows. batch:
-    images of the readout in each step; half as many judge it.
+    images of the readout in each step; half as many judge it. start: the best of 1/2 and of the
+    points half way to the corners (where there are at most 32), or 1/2.
     """
     if target_NT.ndim != 2 or len(target_NT) < 10 or num_bits < 1:
         raise ValueError(
@@ -54,16 +60,21 @@ def learn_vector(
     spread_T = target_NT.double().std(0).clamp(min=1e-12)
     y_NT = (target_NT.double() - target_NT.double().mean(0)) / spread_T
     generator = torch.Generator().manual_seed(seed)
-    bits_K = torch.full((num_bits,), 0.5, requires_grad=True)
+
+    def loss_under(bits_K: Tensor, size: int) -> Tensor:
+        sizes = ((fit_n, size), (held_m, max(size // 2, 1)))
+        some = [_some(part, count, generator) for part, count in sizes]
+        fit_NF, held_NF = (features(part, bits_K).double() for part in some)
+        return (_ridge(fit_NF, y_NT[some[0]], held_NF) - y_NT[some[1]]).square().mean()
+
+    points = _starts(num_bits) if start == "best" else [torch.full((num_bits,), 0.5)]
+    with torch.no_grad():
+        bits_K = min(points, key=lambda point_K: float(loss_under(point_K, 2 * batch)))
+    bits_K.requires_grad_()
     optimizer = torch.optim.Adam([bits_K], lr=rate)
     for _ in range(steps):
         with torch.enable_grad():
-            sizes = ((fit_n, batch), (held_m, max(batch // 2, 1)))
-            some = [_some(part, size, generator) for part, size in sizes]
-            fit_NF, held_NF = (features(part, bits_K).double() for part in some)
-            guess_NT = _ridge(fit_NF, y_NT[some[0]], held_NF)
-            loss = (guess_NT - y_NT[some[1]]).square().mean()
-            (bits_K.grad,) = torch.autograd.grad(loss, bits_K)
+            (bits_K.grad,) = torch.autograd.grad(loss_under(bits_K, batch), bits_K)
         optimizer.step()
         with torch.no_grad():
             bits_K.clamp_(0, 1)
@@ -92,6 +103,13 @@ def invariance(
             known[key] = list(score(vector_K))
         for metric, value in known[key]:
             yield f"{metric}@{name}", value
+
+
+def _starts(num_bits: int) -> list[Tensor]:
+    """1/2 in every coordinate and, where there are few, the points half way to the corners."""
+    few = 2**num_bits <= MOST_CORNERS
+    quarters = product((0.25, 0.75), repeat=num_bits) if few else ()
+    return [torch.full((num_bits,), 0.5), *(torch.tensor(point) for point in quarters)]
 
 
 def _some(position_n: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -6,6 +6,7 @@ V = mean_n E_alpha' |dh_n/dalpha (alpha' - alpha_n)|^2,   L = L_contrast + lambd
 "closed", "monte-carlo": G_n = d/d alpha_n sum_nd r_nd h_nd of fresh Rademacher r, double backward;
 the mean of (G_n . (alpha' - alpha_n))^2 in closed form, G' (Cov + offset offset') G for uniforms,
 or the authors' mean over 100 draws. The views pass the encoder separately.
+bound "each", ours: mean_n V_n u / (V_n + u), for V whose mean a few samples rule (h: 2 pi h / b).
 """
 
 # shapes: N batch, C channels, S side, F features, A parameters, D embedding, L draws
@@ -49,7 +50,7 @@ class InvCLR(nn.Module):
                 bn_splits=config.bn_splits,
             )
             self.contrast = MoCoV2(backbone, of_moco)
-        self.penalty, self.clip = config.penalty, config.clip
+        self.penalty, self.clip, self.bound = config.penalty, config.clip, config.bound
         self.expectation, self.normalise = config.expectation, config.normalise
 
     @property
@@ -67,10 +68,10 @@ class InvCLR(nn.Module):
         """Loss and metrics of two views (N, C, S, S); the first is made anew from its alpha."""
         check_two_views("invclr", views)
         penalised = self._forward if self.expectation == "forward" else self._reverse
-        h_NF, variance = penalised(views[0], table)
+        h_NF, variance_N = penalised(views[0], table)
         loss, metrics = self.contrast.contrast(h_NF, views[1])  # type: ignore[operator]
-        metrics = {**metrics, "contrast": loss.detach(), "variance": variance.detach()}
-        return loss + self.penalty * variance.clamp(max=self.clip), metrics
+        metrics = {**metrics, "contrast": loss.detach(), "variance": variance_N.mean().detach()}
+        return loss + self.penalty * self._bounded(variance_N), metrics
 
     def features(self, x_NCSS: Tensor) -> Tensor:
         """(N, F) representation for evaluation: the encoder's output, before the projector."""
@@ -81,22 +82,27 @@ class InvCLR(nn.Module):
         if isinstance(self.contrast, MoCoV2):
             self.contrast.after_step(step, total)
 
+    def _bounded(self, variance_N: Tensor) -> Tensor:
+        if self.bound == "mean":
+            return variance_N.mean().clamp(max=self.clip)
+        return (variance_N * (self.clip / (variance_N + self.clip))).mean()
+
     def _forward(self, view_NCSS: Tensor, table: Drawn) -> tuple[Tensor, Tensor]:
-        """Features of the first view and V, of one alpha' for each sample."""
+        """Features of the first view and V_n (N,), of one alpha' for each sample."""
         low_A, high_A = limits_of(table)
         alpha_NA = alpha_of(table, 0)
         step_NA = low_A + (high_A - low_A) * torch.rand_like(alpha_NA) - alpha_NA.detach()
         made = moved(table, 0, alpha_NA, step_NA, side=view_NCSS.shape[-1])
         h_NF, dh_NF = tangent(self.backbone, *(part.to(view_NCSS.dtype) for part in made))
         if self.normalise == "none":
-            return h_NF, _wide(dh_NF).square().sum(1).mean()
+            return h_NF, _wide(dh_NF).square().sum(1)
         length_N1 = _wide(h_NF).norm(dim=1, keepdim=True).clamp(min=1e-12)
         unit_NF, dunit_NF = _wide(h_NF) / length_N1, _wide(dh_NF) / length_N1
         dunit_NF = dunit_NF - unit_NF * (unit_NF * dunit_NF).sum(1, keepdim=True)
-        return h_NF, dunit_NF.square().sum(1).mean()
+        return h_NF, dunit_NF.square().sum(1)
 
     def _reverse(self, view_NCSS: Tensor, table: Drawn) -> tuple[Tensor, Tensor]:
-        """Features of the first view and V, of one sign for each feature."""
+        """Features of the first view and V_n (N,), of one sign for each feature."""
         alpha_NA = alpha_of(table, 0)
         made_NCSS = rerender(table, 0, alpha_NA, side=view_NCSS.shape[-1]).to(view_NCSS.dtype)
         h_NF = self.backbone(made_NCSS)
@@ -107,11 +113,10 @@ class InvCLR(nn.Module):
         if self.expectation == "monte-carlo":
             unit_LNA = torch.rand(_DRAWS, *g_NA.shape, dtype=g_NA.dtype, device=g_NA.device)
             apart_LNA = low_A + (high_A - low_A) * unit_LNA - alpha_NA.detach()
-            return h_NF, (g_NA * apart_LNA).sum(2).square().mean()
+            return h_NF, (g_NA * apart_LNA).sum(2).square().mean(0)
         spread_A = (high_A - low_A).square() / 12
         offset_NA = (low_A + high_A) / 2 - alpha_NA.detach()
-        squares_N = (g_NA.square() * spread_A).sum(1) + (g_NA * offset_NA).sum(1).square()
-        return h_NF, squares_N.mean()
+        return h_NF, (g_NA.square() * spread_A).sum(1) + (g_NA * offset_NA).sum(1).square()
 
 
 def _wide(h_NF: Tensor) -> Tensor:

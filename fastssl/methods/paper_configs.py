@@ -108,7 +108,10 @@ class InvCLRConfig:
     penalty: float = 0.01
     """Weight lambda of the penalty: 0.1 on CIFAR, 0.01 on Spirograph. Too much collapses."""
     clip: float = 1000.0
-    """Bound of the penalty (1 on CIFAR, 1000 on Spirograph); above it the gradient is zero."""
+    """Bound u of the penalty (1 on CIFAR, 1000 on Spirograph)."""
+    bound: Literal["mean", "each"] = "mean"
+    """What u bounds: the batch's mean V, whose gradient is zero above it, as the authors do; or
+    each sample's V_n, smoothly, V_n u / (V_n + u)."""
     expectation: Literal["forward", "closed", "monte-carlo"] = "forward"
     """Estimator of the variance: one draw of fresh parameters and every feature, in forward mode
     (convolutional encoders); or, twice backward and dearer, a random sign for each feature and

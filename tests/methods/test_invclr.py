@@ -126,3 +126,21 @@ def test_the_three_estimators_have_one_mean(normalise):
         drawn = [float(method(views, table)[1]["variance"]) for _ in range(100)]
         means.append(sum(drawn) / len(drawn))
     assert means == pytest.approx([sum(means) / 3] * 3, rel=0.1)
+
+
+def test_each_samples_variance_is_bounded_by_itself():
+    table = with_leaf(told(6, torch.float64))
+    views = tuple(rerender(table, view, alpha_of(table, view), side=16).detach() for view in (0, 1))
+    losses = {}
+    for bound, clip in (("mean", 1e9), ("each", 1e9), ("each", 0.5)):
+        method = built(bound=bound, clip=clip, expectation="closed").eval()
+        torch.manual_seed(3)
+        loss, metrics = method(views, table)
+        losses[bound, clip] = (loss - metrics["contrast"]).item() / method.penalty
+        torch.manual_seed(3)
+        variance_N = method._reverse(views[0], table)[1]
+    by_hand = sum(v * 0.5 / (v + 0.5) for v in variance_N.tolist()) / 6
+    assert losses["each", 0.5] == pytest.approx(by_hand, rel=1e-9)
+    assert losses["each", 1e9] == pytest.approx(losses["mean", 1e9], rel=1e-6)
+    assert losses["mean", 1e9] == pytest.approx(variance_N.mean().item(), rel=1e-9)
+    assert by_hand < 0.5 < losses["mean", 1e9]

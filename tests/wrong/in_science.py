@@ -34,6 +34,13 @@ METHODS = (
         (CONTRACT,),
     ),
     Mutant(
+        "invclr-bounds-no-sample",
+        "fastssl/methods/invclr.py",
+        "(variance_N * (self.clip / (variance_N + self.clip))).mean()",
+        "variance_N.mean()",
+        ("tests/methods/test_invclr.py",),
+    ),
+    Mutant(
         "simclr-trains-the-backbone-alone",
         "fastssl/methods/simclr.py",
         "self.projector(h_MF).chunk(2)",
