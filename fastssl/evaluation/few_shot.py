@@ -9,7 +9,8 @@ arXiv:2003.11539):
 Reported: accuracy, mean over episodes, and half the width of its 95 % interval.
 """
 
-# shapes: N samples, F features, E episodes, W ways, K samples of a class, S support, Q query
+# shapes: N samples, F features, E episodes (e: some), W ways, K samples of a class, S support,
+# Q query
 from __future__ import annotations
 
 import contextlib
@@ -30,6 +31,7 @@ PROTOCOL = {
     "interval": "1.96 standard errors over episodes",
 }
 _CHUNK = 128  # episodes at a time: their tensors stay in the cache
+_CACHED = 1 << 18  # numbers of the queries' features at a time, for the same reason
 
 
 def few_shot(
@@ -133,19 +135,29 @@ def accuracies(
 ) -> dict[str, Tensor]:
     """Of each readout (E,): the share of queries that it gets right in each episode."""
     ways = chosen_EWK.shape[1]
-    support_ESF = unit_NF[chosen_EWK[:, :, :shots].flatten(1)]
-    query_EQF = unit_NF[chosen_EWK[:, :, shots:].flatten(1)]
-    label_S = torch.arange(ways).repeat_interleave(shots)
+    support_ES, query_EQ = chosen_EWK[:, :, :shots].flatten(1), chosen_EWK[:, :, shots:].flatten(1)
     label_Q = torch.arange(ways).repeat_interleave(chosen_EWK.shape[2] - shots)
+    found = scores(unit_NF, support_ES, query_EQ, ways, classifiers)
+    return {name: (s_EQW.argmax(2) == label_Q).float().mean(1) for name, s_EQW in found.items()}
+
+
+def scores(
+    unit_NF: Tensor, support_ES: Tensor, query_EQ: Tensor, ways: int, classifiers: Sequence[str]
+) -> dict[str, Tensor]:
+    """Of each readout (E, Q, W): how well each query fits each of the ways; the largest answers.
+
+    support_ES: positions in ``unit_NF``, sorted by way, as many of each; query_EQ: positions.
+    """
+    label_S = torch.arange(ways).repeat_interleave(support_ES.shape[1] // ways)
     # the fits need products alone: S S' and Q S'
+    support_ESF = unit_NF[support_ES]
     gram_ESS = support_ESF @ support_ESF.mT
-    cross_EQS = query_EQF @ support_ESF.mT
+    few = max(1, _CACHED // max(1, query_EQ.shape[1] * unit_NF.shape[1]))
+    parts = zip(query_EQ.split(few), support_ESF.split(few), strict=True)
+    cross_EQS = torch.cat([unit_NF[query_eQ] @ support_eSF.mT for query_eQ, support_eSF in parts])
     onehot_SW = F.one_hot(label_S, ways).to(unit_NF.dtype)
     fits = {"centroid": _centroid, "ridge": _ridge, "logistic": _logistic}
-    return {
-        name: (fits[name](gram_ESS, cross_EQS, onehot_SW).argmax(2) == label_Q).float().mean(1)
-        for name in classifiers
-    }
+    return {name: fits[name](gram_ESS, cross_EQS, onehot_SW) for name in classifiers}
 
 
 def _centroid(gram_ESS: Tensor, cross_EQS: Tensor, onehot_SW: Tensor) -> Tensor:
