@@ -122,6 +122,11 @@ class FewShot(Common):
     """Unlabelled samples of each class."""
     episodes: int = 10_000
     """Episodes."""
+    windows: float | None = None
+    """Seconds of the windows that each sound of a folder is cut into: one is a sample's support,
+    all of a query's vote. 0: its central second alone. Default: 5."""
+    normalise: Literal["clip", "none"] = "clip"
+    """Before it is cut, each sound less its mean and over its deviation, or as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)

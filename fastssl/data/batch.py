@@ -57,10 +57,12 @@ class Labelled:
     shifts: tuple[str, ...] = ()
     # text that tells these images and their order from any others; costs a look at all of them
     identity: Callable[[], str] | None = None
+    at_once: int | None = None  # most images in a batch, where they are larger than usual
 
     def images(self, batch_size: int) -> Iterator[Tensor]:
         """Batches of at most ``batch_size`` images, (N, C, S, S) float32, in target order."""
         n = len(self.target)
+        batch_size = min(batch_size, self.at_once or batch_size)
         for begin in range(0, n, batch_size):
             yield self.render(np.arange(begin, min(begin + batch_size, n)))
 

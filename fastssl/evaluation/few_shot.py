@@ -30,7 +30,7 @@ PROTOCOL = {
     "logistic_C": INVERSE_PENALTY,
     "interval": "1.96 standard errors over episodes",
 }
-_CHUNK = 128  # episodes at a time: their tensors stay in the cache
+CHUNK = 128  # episodes at a time: their tensors stay in the cache
 _CACHED = 1 << 18  # numbers of the queries' features at a time, for the same reason
 
 
@@ -50,12 +50,7 @@ def few_shot(
     features_NF: (N, F) of classes that the encoder may not have been trained to tell apart.
     label_N: (N,) integers. Raises ValueError where too few classes have shots + queries samples.
     """
-    unknown = sorted(set(classifiers) - set(CLASSIFIERS))
-    if unknown or not classifiers:
-        raise ValueError(
-            f"few_shot: classifiers must be some of {', '.join(CLASSIFIERS)}, received "
-            f"{', '.join(unknown) or 'none'}"
-        )
+    check_classifiers(classifiers)
     if features_NF.ndim != 2 or len(features_NF) != len(label_N):
         raise ValueError(
             f"few_shot: expected features (N, F) and labels (N,), received "
@@ -65,17 +60,31 @@ def few_shot(
         label_N, ways=ways, samples=shots + queries, episodes=episodes, seed=seed
     )
     unit_NF = F.normalize(features_NF.float(), dim=1)
-    with _one_thread():
-        parts = [accuracies(unit_NF, some, shots, classifiers) for some in chosen_EWK.split(_CHUNK)]
+    with one_thread():
+        parts = [accuracies(unit_NF, some, shots, classifiers) for some in chosen_EWK.split(CHUNK)]
     for name in classifiers:
-        accuracy_E = torch.cat([part[name] for part in parts]).double()
-        yield f"{name}_top1", float(accuracy_E.mean())
-        spread = float(accuracy_E.std()) if episodes > 1 else float("nan")
-        yield f"{name}_ci95", 1.96 * spread / episodes**0.5
+        yield from told(name, torch.cat([part[name] for part in parts]).double())
+
+
+def check_classifiers(classifiers: Sequence[str]) -> None:
+    """ValueError unless they are some of CLASSIFIERS."""
+    unknown = sorted(set(classifiers) - set(CLASSIFIERS))
+    if unknown or not classifiers:
+        raise ValueError(
+            f"few_shot: classifiers must be some of {', '.join(CLASSIFIERS)}, received "
+            f"{', '.join(unknown) or 'none'}"
+        )
+
+
+def told(name: str, accuracy_E: Tensor) -> Iterator[tuple[str, float]]:
+    """The mean over episodes, and half the width of its 95 % interval."""
+    yield f"{name}_top1", float(accuracy_E.mean())
+    spread = float(accuracy_E.std()) if len(accuracy_E) > 1 else float("nan")
+    yield f"{name}_ci95", 1.96 * spread / len(accuracy_E) ** 0.5
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Thousands of tiny products: a second thread costs each more than it saves."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

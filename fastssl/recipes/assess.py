@@ -145,12 +145,13 @@ def make_record(
 ) -> dict[str, Any]:
     """One line of ``RECORDS``: when, by which command, what, the numbers, how they were taken."""
     train = run.train
+    facts = readout.protocol()
     protocol = {
-        **readout.protocol(),
+        **facts,
         "backbone": train.backbone,
         "stem": stem_name(train.backbone, train.image_size),
         "image_size": train.image_size,
-        "crop": crop_name(data, train.image_size),
+        "crop": facts.get("crop", crop_name(data, train.image_size)),
         "test_split": split_name(data),
         "precision": "fp32",
     }

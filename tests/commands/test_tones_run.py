@@ -76,7 +76,18 @@ def test_a_run_on_tones_ends_in_a_score_and_an_encoder_that_loads(method, few, c
         sounds = ["--data", str(folder_of_sounds(few / "sounds")), "--device", "cpu"]
         for verb, own in SOUND_VERBS[method]:
             assert evaluate([verb, "--run", str(folder), *sounds, *own]) == 0
-        assert "centroid_top1" in capsys.readouterr().out
+        assert "windows of 5 s" in capsys.readouterr().out
+        episodes = ["few-shot", "--run", str(folder), *sounds, *SOUND_VERBS[method][2][1]]
+        assert evaluate([*episodes, "--windows", "0.25", "--normalise", "none"]) == 0
+        said = capsys.readouterr().out
+        assert "test_images: 5" in said and "test_windows: 10" in said and "centroid_top1" in said
+        assert evaluate([*episodes, "--windows", "0"]) == 0
+        assert "crop: central second" in capsys.readouterr().out
+        assert evaluate([*episodes, "--windows", "0.01"]) == 2
+        assert "seconds: expected more than 0.064" in capsys.readouterr().err
+        still = ["few-shot", "--run", str(folder), "--windows", "2", "--device", "cpu"]
+        assert evaluate(still) == 2
+        assert "tones has no sounds to cut" in capsys.readouterr().err
         assert evaluate(["knn", "--run", str(folder), *sounds]) == 0
         assert evaluate(["knn", "--run", str(folder), *sounds]) == 0
         assert "2 extractions saved" in capsys.readouterr().out

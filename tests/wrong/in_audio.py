@@ -44,6 +44,10 @@ MUTANTS = (
            "np.where(modulation_N >= 0,", TONES),
     _audio("crop-does-not-move", "data/audio_folder", "begin = int(place *", "begin = int(0 *",
            FOLDER),
+    _audio("rest-of-a-sound-is-dropped", "data/audio_windows",
+           "max(1, -(-length // samples))", "max(1, length // samples)", FOLDER),
+    _audio("windows-start-anew-in-every-sound", "data/audio_folder",
+           "np.cumsum(count_n) - count_n", "0 * count_n", FOLDER),
     _audio("numbers-need-not-be-finite", "data/audio_decode",
            "if not torch.isfinite(sample_L).all():", "if False:", FOLDER),
 )  # fmt: skip
