@@ -39,6 +39,8 @@ class Common:
     """With --weights: side of the images in pixels. Default: 224, 32 for Spirograph."""
     prefix: str | None = None
     """With --weights: what the encoder's keys begin with, as `backbone.`. Default: found out."""
+    front: Literal["logmel", "mel-magnitude-phase"] | None = None
+    """With --weights, on sounds: what the encoder is given of them. Default: logmel."""
     json: Path | None = None
     """File that the record is written to, beside the run's evaluation/scores.jsonl."""
     cache: Literal["keep", "off"] = "keep"
@@ -278,8 +280,9 @@ def _subject(config: Common, assess: Any) -> Any:
             image_size=config.image_size,
             prefix=config.prefix,
             data=config.data,
+            front=config.front,
         )
-    for flag in ("backbone", "image_size", "prefix"):
+    for flag in ("backbone", "image_size", "prefix", "front"):
         if getattr(config, flag) is not None:
             raise ValueError(
                 f"--{flag.replace('_', '-')}: goes with --weights; a run knows its own"

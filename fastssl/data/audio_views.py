@@ -1,4 +1,4 @@
-"""From clips to a batch: the policy's table, the views of the waveforms, the front end's images."""
+"""From clips to a batch: the policy's table, the views; and the front end's images of clips."""
 
 # shapes: N clips, V views, T samples, C channels, M mel bands, F frames
 from __future__ import annotations
@@ -84,7 +84,9 @@ class AudioViews:
         epoch: int,
         step: int = 0,
     ) -> Batch:
-        """The views of clips (N, T) on their device, their table as ``table.waveforms``.
+        """Views (N, T) of clips on their device, their table as ``table.waveforms``.
+
+        They are waveforms: the front end runs in the training step (nn.hearing).
 
         ``slot_N`` keys the draws, ``index_N`` says which samples the clips are: they differ where
         one clip stands in for another. ``step`` chooses the groups, where the policy has some.
@@ -100,7 +102,7 @@ class AudioViews:
             num_views=self.num_views,
             bits_G=bits,
         )
-        views = tuple(self.clean(view_NT) for view_NT in augment_waveforms(x_NT, table))
+        views = augment_waveforms(x_NT, table).unbind()
         index = torch.from_numpy(np.ascontiguousarray(index_N)).to(x_NT.device)
         labels_VNO = table.labels().to(torch.int8)
         bits_K = torch.tensor(bits or (), dtype=torch.float32, device=x_NT.device)

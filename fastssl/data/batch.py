@@ -19,7 +19,8 @@ from fastssl.augment.drawn import Drawn
 class Batch:
     """V views of the same N samples, with the table of the parameters that made them."""
 
-    views: tuple[Tensor, ...]  # V tensors (N, C, S, S), float32; S may differ between them
+    # V tensors (N, C, S, S), float32, where S may differ between them; of sounds (N, T)
+    views: tuple[Tensor, ...]
     index_N: Tensor  # int64 index of each sample in the data set
     table: Drawn = field(compare=False)  # values, operator labels and group bits of all views
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
@@ -94,6 +97,43 @@ def test_a_run_on_tones_ends_in_a_score_and_an_encoder_that_loads(method, few, c
     refused = ["robustness", "--run", str(folder), *flags, "--device", "cpu"]
     assert evaluate(refused) == 2
     assert "needs data whose variation can be shifted" in capsys.readouterr().err
+
+
+def test_three_channels_are_trained_on_kept_and_scored(few, capsys):
+    three = ("--front", "mel-magnitude-phase")
+    assert run("mtslvr", *three) == 0
+    folder = few / "mtslvr-run"
+    assert "front: mel-magnitude-phase" in (folder / "config.yaml").read_text()
+    card = (folder / "export" / "README.md").read_text()
+    assert "log-mel, log magnitude and phase (N, 3, 128, F)" in card
+    assert "raw mel, magnitude and phase" in capsys.readouterr().out
+    sounds = str(folder_of_sounds(few / "sounds"))
+    asked = ["--run", str(folder), "--data", sounds, "--device", "cpu"]
+    assert evaluate(["knn", *asked]) == 0
+    assert evaluate(["sensitivity", *asked, "--parts", "2"]) == 0
+    assert run("mtslvr", "--resume", "--front", "logmel") == 2
+    assert "front was 'mel-magnitude-phase', now 'logmel'" in capsys.readouterr().err
+    flags = ["--backbone", "resnet18", "--max-steps", "1", "--batch-size", "4", "--device", "cpu"]
+    flags += ["--out", "resnet-run", "--adapter", "bn", *three]
+    assert train(["--method", "mtslvr", "--data", sounds, *flags]) == 0
+    assert encoder_of(few / "resnet-run").stem[0].weight.shape == (64, 3, 7, 7)
+    assert train(["--data", "spirograph", *three]) == 2
+    assert "--front mel-magnitude-phase: is for sounds" in capsys.readouterr().err
+
+
+def test_a_run_from_before_the_front_end_was_a_setting_resumes(few, capsys):
+    assert run("simclr", "--save-every", "1") == 0
+    folder = few / "simclr-run"
+    shutil.rmtree(max((folder / "checkpoints").iterdir()))
+    config = folder / "config.yaml"
+    text = re.sub(r"\n  (front|schedule|half_period): .*", "", config.read_text())
+    assert "front" not in text
+    config.write_text(text)
+    capsys.readouterr()
+    flags = ["--train-images", "40", "--test-images", "20", "--device", "cpu"]
+    assert evaluate(["knn", "--run", str(folder), *flags]) == 0
+    assert train(["--out", str(folder), "--resume"]) == 0
+    assert "resumed from step 1 of 2" in capsys.readouterr().out
 
 
 def test_the_preview_shows_sounds(few, capsys):
