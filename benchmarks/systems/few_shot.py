@@ -153,6 +153,7 @@ def row(timings: dict[str, Timing], episodes: int, peer_episodes: int) -> dict[s
 
 
 def told(row: dict[str, Any]) -> str:
+    """The row in a line."""
     ours, theirs = row["fastssl"]["seconds_of_10000"], row["scikit-learn"]["seconds_of_10000"]
     accuracy = row["accuracy"]
     return (

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,13 +22,18 @@ _READOUT_SEED = 0x5EED  # of the views that are only looked at
 
 @dataclass(frozen=True, kw_only=True)
 class AudioViews:
-    """How clips become views; ``front`` turns (N, T) into (N, C, M, F)."""
+    """How clips become views; ``front`` turns (N, T) into (N, C, M, F).
+
+    handed: what a batch holds: images, or waveforms for a method that has the front end itself
+    (nn.hearing), so that it runs in the training step.
+    """
 
     policy: AudioPolicy = AUDIO_POLICIES["mtslvr"]
     num_views: int = 2
     front: nn.Module = field(default_factory=LogMel)
     sample_rate: int = 16_000
     seconds: float = 1.0
+    handed: Literal["images", "waveforms"] = "images"
 
     def __post_init__(self) -> None:
         if self.num_views < 1:
@@ -84,9 +90,7 @@ class AudioViews:
         epoch: int,
         step: int = 0,
     ) -> Batch:
-        """Views (N, T) of clips on their device, their table as ``table.waveforms``.
-
-        They are waveforms: the front end runs in the training step (nn.hearing).
+        """The views of clips (N, T) on their device, their table as ``table.waveforms``.
 
         ``slot_N`` keys the draws, ``index_N`` says which samples the clips are: they differ where
         one clip stands in for another. ``step`` chooses the groups, where the policy has some.
@@ -102,7 +106,9 @@ class AudioViews:
             num_views=self.num_views,
             bits_G=bits,
         )
-        views = augment_waveforms(x_NT, table).unbind()
+        views: tuple[Tensor, ...] = augment_waveforms(x_NT, table).unbind()
+        if self.handed == "images":
+            views = tuple(map(self.clean, views))
         index = torch.from_numpy(np.ascontiguousarray(index_N)).to(x_NT.device)
         labels_VNO = table.labels().to(torch.int8)
         bits_K = torch.tensor(bits or (), dtype=torch.float32, device=x_NT.device)

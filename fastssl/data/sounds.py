@@ -26,7 +26,10 @@ def open_sounds(
     factor: str | None = None,
     front: str | None = None,
 ) -> TonesSource | AudioFolderSource:
-    """The source of "tones" or of a folder of sounds; arguments as of ``open_source``."""
+    """The source of "tones" or of a folder of sounds; arguments as of ``open_source``.
+
+    Batches hold waveforms: the methods of recipes.encoders have the front end themselves.
+    """
     from fastssl.augment.audio_policies import audio_policy
     from fastssl.data.audio_views import AudioViews
     from fastssl.nn.hearing import FRONTS
@@ -37,6 +40,7 @@ def open_sounds(
         policy=audio_policy(augment or "mtslvr"),
         num_views=num_views,
         front=FRONTS[front or "logmel"](),
+        handed="waveforms",
     )
     if data == "tones":
         from fastssl.data.tones import TonesSource

@@ -171,7 +171,7 @@ def test_batches_are_step_exact_whoever_found_the_bad_files(corpus):
         assert torch.equal(batch.index_N, expected.index_N)
         assert all(map(torch.equal, batch.views, expected.views))
     restarted.close()
-    assert seen[0].views[0].shape == (5, 16_000)
+    assert seen[0].views[0].shape == (5, 1, 128, 32)
     assert seen[0].table.waveforms.labels().shape == (2, 5, 7)
 
 

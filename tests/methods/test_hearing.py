@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from fastssl.data.audio_views import AudioViews
 from fastssl.data.sources import open_source
+from fastssl.data.tones import TonesSource
 from fastssl.engine.readout import features_fn
 from fastssl.nn.hearing import FRONTS, as_image
+from fastssl.nn.logmel import LogMel
 from fastssl.recipes.catalogue import default_run
 from fastssl.recipes.encoders import build_method
 
@@ -65,6 +69,16 @@ def test_16_bits_do_not_reach_the_front_end():
     with torch.autocast("cpu", torch.bfloat16):
         inside = as_image(method, view)
     assert torch.equal(inside, as_image(method, view)) and inside.dtype == torch.float32
+
+
+def test_a_source_of_ones_own_hands_out_images_or_waveforms():
+    index = np.arange(3)
+    images, waveforms = (
+        TonesSource(views=AudioViews(handed=what)).batch(index, seed=0, epoch=0)
+        for what in ("images", "waveforms")
+    )
+    for image, waveform in zip(images.views, waveforms.views, strict=True):
+        assert torch.equal(image, LogMel()(waveform))
 
 
 def test_a_copy_and_the_monitors_hear_too():
