@@ -39,6 +39,8 @@ class Common:
     """With --weights: side of the images in pixels. Default: 224, 32 for Spirograph."""
     prefix: str | None = None
     """With --weights: what the encoder's keys begin with, as `backbone.`. Default: found out."""
+    front: Literal["logmel", "mel-magnitude-phase"] | None = None
+    """With --weights, on sounds: what the encoder is given of them. Default: logmel."""
     json: Path | None = None
     """File that the record is written to, beside the run's evaluation/scores.jsonl."""
     cache: Literal["keep", "off"] = "keep"
@@ -122,6 +124,11 @@ class FewShot(Common):
     """Unlabelled samples of each class."""
     episodes: int = 10_000
     """Episodes."""
+    windows: float | None = None
+    """Seconds of the windows that each sound of a folder is cut into: one is a sample's support,
+    all of a query's vote. 0: its central second alone. Default: 5."""
+    normalise: Literal["clip", "none"] = "clip"
+    """Before it is cut, each sound less its mean and over its deviation, or as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,8 +280,9 @@ def _subject(config: Common, assess: Any) -> Any:
             image_size=config.image_size,
             prefix=config.prefix,
             data=config.data,
+            front=config.front,
         )
-    for flag in ("backbone", "image_size", "prefix"):
+    for flag in ("backbone", "image_size", "prefix", "front"):
         if getattr(config, flag) is not None:
             raise ValueError(
                 f"--{flag.replace('_', '-')}: goes with --weights; a run knows its own"

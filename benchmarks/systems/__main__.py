@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-SYSTEMS = ("startup", "loader", "step", "methods", "audio")
+SYSTEMS = ("startup", "loader", "step", "methods", "audio", "few_shot", "mtslvr_passes")
 
 
 def main(arguments: list[str] | None = None) -> int:

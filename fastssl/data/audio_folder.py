@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,7 @@ from fastssl.data.audio_decode import (
     finite,
 )
 from fastssl.data.audio_views import AudioViews
+from fastssl.data.audio_windows import Normalise, count_windows, cut, normalised
 from fastssl.data.batch import Batch, Labelled, check_batch_size, contents_identity, part
 from fastssl.data.folder_labels import Split, find_split, labelled_indices
 from fastssl.data.headers import BadFile
@@ -39,6 +41,7 @@ from fastssl.data.sounds import EXTENSIONS
 from fastssl.data.store import printable, read_file
 
 Backend = Literal["auto", "dali", "soundfile"]
+_WINDOWED_S = 500.0  # seconds of sound that are encoded together
 _REFILLS = 64  # candidates for one slot; after them the files in turn
 
 
@@ -249,12 +252,8 @@ class AudioFolderSource:
         listed = "\n  ".join(f"{printable(path)}: {why}" for path, why in self.skipped()[:10])
         return f"{len(self.skipped())} of {self._num_files} files cannot be used:\n  {listed}"
 
-    def labelled(self, split: str, limit: int | None = None) -> Labelled | None:
-        """Central crops with their class, or None where the folders name fewer than two classes.
-
-        "test" is root/val (or test) where it exists; else a fifth of the files, the same for every
-        seed. Files that do not decode are left out.
-        """
+    def _good(self, split: str, limit: int | None) -> np.ndarray | None:
+        """The labelled files of a split that decode, or None without labels."""
         chosen = labelled_indices(self._split, split, limit=limit)
         if chosen is None:
             return None
@@ -262,7 +261,56 @@ class AudioFolderSource:
             some = chosen[begin : begin + 256]
             found = zip(some.tolist(), self._decoded(some), strict=True)
             self._exclude({i: sound for i, sound in found if isinstance(sound, str)})
-        good = np.array([i for i in chosen.tolist() if i not in self._bad], dtype=np.int64)
+        return np.array([i for i in chosen.tolist() if i not in self._bad], dtype=np.int64)
+
+    def windowed(
+        self, split: str, limit: int | None = None, *, seconds: float, normalise: Normalise
+    ) -> tuple[Labelled, Tensor] | None:
+        """All windows of every sound that ``labelled`` gives, each with its sound's class.
+
+        Returns them with the number of the sound of each window, ascending from 0. ``normalise``
+        is done to the whole sound. None without labels.
+        """
+        good = self._good(split, limit)
+        if good is None:
+            return None
+        views = replace(self.views, seconds=seconds)
+        length_n = np.array([self._headers[i].length_at(views.sample_rate) for i in good])
+        count_n = np.array([count_windows(int(length), views.samples) for length in length_n])
+        clip_W, first_n = np.repeat(np.arange(len(good)), count_n), np.cumsum(count_n) - count_n
+
+        def render(position_N: np.ndarray) -> Tensor:
+            clips = np.unique(clip_W[position_N])
+            cuts = {
+                clip: cut(
+                    normalised(sound, normalise), length=length_n[clip], samples=views.samples
+                )
+                for clip, sound in zip(clips.tolist(), self._decoded(good[clips]), strict=True)
+                if isinstance(sound, Tensor)
+            }
+            wanted = [cuts[clip_W[w]][w - first_n[clip_W[w]]] for w in position_N.tolist()]
+            return views.clean(torch.stack(wanted))
+
+        def identity() -> str:
+            paths = (os.path.join(self._root, self._paths[i]) for i in good)
+            what = f"{self.backend} windows {views.samples} {views.sample_rate} {normalise}"
+            return contents_identity(f"{what} {views.front}", map(_content, paths))
+
+        class_W = torch.from_numpy(self._split.label[good[clip_W]])
+        once = max(1, round(_WINDOWED_S / seconds))
+        part = Labelled(class_W, "classification", self._split.classes, render, identity=identity,
+                        at_once=once)  # fmt: skip
+        return part, torch.from_numpy(clip_W)
+
+    def labelled(self, split: str, limit: int | None = None) -> Labelled | None:
+        """Central crops with their class, or None where the folders name fewer than two classes.
+
+        "test" is root/val (or test) where it exists; else a fifth of the files, the same for every
+        seed. Files that do not decode are left out.
+        """
+        good = self._good(split, limit)
+        if good is None:
+            return None
         classes = torch.from_numpy(self._split.label[good])
 
         def render(position_N: np.ndarray) -> Tensor:

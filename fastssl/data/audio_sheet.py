@@ -35,7 +35,8 @@ def draw_sheet(
     batch = views.batch(clip_NT, slot_N=index_N, index_N=index_N, seed=seed, epoch=0)
     table = batch.table.waveforms
     assert table is not None
-    columns = [views.clean(clip_NT), *batch.views]
+    shown = (clip_NT, *batch.views)
+    columns = [views.clean(each) if each.ndim == 2 else each for each in shown]
     figure = Figure(figsize=(3.2 * len(columns), 2.2 * len(clip_NT)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(clip_NT), len(columns), squeeze=False)

@@ -1,9 +1,10 @@
-"""From clips to a batch: the policy's table, the views of the waveforms, the front end's images."""
+"""From clips to a batch: the policy's table, the views; and the front end's images of clips."""
 
 # shapes: N clips, V views, T samples, C channels, M mel bands, F frames
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,13 +22,18 @@ _READOUT_SEED = 0x5EED  # of the views that are only looked at
 
 @dataclass(frozen=True, kw_only=True)
 class AudioViews:
-    """How clips become views; ``front`` turns (N, T) into (N, C, M, F)."""
+    """How clips become views; ``front`` turns (N, T) into (N, C, M, F).
+
+    handed: what a batch holds: images, or waveforms for a method that has the front end itself
+    (nn.hearing), so that it runs in the training step.
+    """
 
     policy: AudioPolicy = AUDIO_POLICIES["mtslvr"]
     num_views: int = 2
     front: nn.Module = field(default_factory=LogMel)
     sample_rate: int = 16_000
     seconds: float = 1.0
+    handed: Literal["images", "waveforms"] = "images"
 
     def __post_init__(self) -> None:
         if self.num_views < 1:
@@ -100,7 +106,9 @@ class AudioViews:
             num_views=self.num_views,
             bits_G=bits,
         )
-        views = tuple(self.clean(view_NT) for view_NT in augment_waveforms(x_NT, table))
+        views: tuple[Tensor, ...] = augment_waveforms(x_NT, table).unbind()
+        if self.handed == "images":
+            views = tuple(map(self.clean, views))
         index = torch.from_numpy(np.ascontiguousarray(index_N)).to(x_NT.device)
         labels_VNO = table.labels().to(torch.int8)
         bits_K = torch.tensor(bits or (), dtype=torch.float32, device=x_NT.device)

@@ -19,7 +19,8 @@ from fastssl.augment.drawn import Drawn
 class Batch:
     """V views of the same N samples, with the table of the parameters that made them."""
 
-    views: tuple[Tensor, ...]  # V tensors (N, C, S, S), float32; S may differ between them
+    # V tensors (N, C, S, S), float32, where S may differ between them; of sounds (N, T)
+    views: tuple[Tensor, ...]
     index_N: Tensor  # int64 index of each sample in the data set
     table: Drawn = field(compare=False)  # values, operator labels and group bits of all views
 
@@ -57,10 +58,12 @@ class Labelled:
     shifts: tuple[str, ...] = ()
     # text that tells these images and their order from any others; costs a look at all of them
     identity: Callable[[], str] | None = None
+    at_once: int | None = None  # most images in a batch, where they are larger than usual
 
     def images(self, batch_size: int) -> Iterator[Tensor]:
         """Batches of at most ``batch_size`` images, (N, C, S, S) float32, in target order."""
         n = len(self.target)
+        batch_size = min(batch_size, self.at_once or batch_size)
         for begin in range(0, n, batch_size):
             yield self.render(np.arange(begin, min(begin + batch_size, n)))
 

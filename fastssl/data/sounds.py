@@ -24,12 +24,24 @@ def open_sounds(
     max_bad: float | None,
     augment: str | None = None,
     factor: str | None = None,
+    front: str | None = None,
 ) -> TonesSource | AudioFolderSource:
-    """The source of "tones" or of a folder of sounds; arguments as of ``open_source``."""
+    """The source of "tones" or of a folder of sounds; arguments as of ``open_source``.
+
+    Batches hold waveforms: the methods of recipes.encoders have the front end themselves.
+    """
     from fastssl.augment.audio_policies import audio_policy
     from fastssl.data.audio_views import AudioViews
+    from fastssl.nn.hearing import FRONTS
 
-    views = AudioViews(policy=audio_policy(augment or "mtslvr"), num_views=num_views)
+    if front is not None and front not in FRONTS:
+        raise ValueError(f"--front: expected one of {', '.join(FRONTS)}, received {front!r}")
+    views = AudioViews(
+        policy=audio_policy(augment or "mtslvr"),
+        num_views=num_views,
+        front=FRONTS[front or "logmel"](),
+        handed="waveforms",
+    )
     if data == "tones":
         from fastssl.data.tones import TonesSource
 

@@ -38,6 +38,7 @@ def open_source(
     num_views: int = 2,
     augment: str | None = None,
     factor: str | None = None,
+    front: str | None = None,
     backend: Backend = "auto",
     decoded: Decoded = "whole",
     scan_budget_s: float | None = None,
@@ -45,7 +46,8 @@ def open_source(
     """The source that ``--data`` names: "spirograph", "tones", or one of ``FORMS``.
 
     ``augment`` names the policy that views are drawn from; None: spirograph, simclr for
-    images, mtslvr for sounds. ``factor`` of tones is their label (None: timbre).
+    images, mtslvr for sounds. ``factor`` of tones is their label (None: timbre). ``front``: what
+    readouts are given of sounds, one of nn.hearing.FRONTS (None: logmel).
     ``device`` is where batches will be wanted: on CUDA, DALI decodes there and arrays live there.
     The others matter to image files alone. ``cache_dir`` (inside the run folder) keeps what the
     header check found; None keeps nothing. Files that cannot be used are left out, unless they are
@@ -57,7 +59,7 @@ def open_source(
     common: dict[str, Any] = {"workers": workers, "max_bad": max_bad}
     views: dict[str, Any] = {"num_views": num_views, "augment": augment}
     if data == "tones" or holds_sounds(data):
-        return open_sounds(data, seed=seed, factor=factor, **views, **common)
+        return open_sounds(data, seed=seed, factor=factor, front=front, **views, **common)
     if data in EMBEDDED:
         return SpirographSource(
             seed=seed, image_size=image_size, num_views=num_views, augment=augment or data

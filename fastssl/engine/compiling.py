@@ -11,6 +11,7 @@ import os
 import shutil
 import sysconfig
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def compile_method(method: nn.Module, console: Console, *, whole: bool) -> None:
     logging.getLogger("torch.utils.cpp_extension").addFilter(
         lambda record: "No CUDA runtime is found" not in record.getMessage()
     )
+    warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")
     from torch import _dynamo  # slow to import
 
     # a penalty on gradients is part of the graph (methods/invclr.py)

@@ -59,9 +59,16 @@ class TrainConfig:
     optimizer: OptimizerName = "adamw"
     """Optimiser: adamw, sgd (momentum 0.9) or lars (momentum 0.9, trust coefficient 1e-3)."""
     warmup_steps: int = 0
-    """Steps of linear warm-up before the cosine decay to zero."""
+    """Steps of linear warm-up before the cosine decay."""
+    schedule: Literal["cosine", "oscillating"] = "cosine"
+    """How the rate falls after the warm-up: once, to zero at the end of the run; or to zero in
+    --half-period steps, back up in as many, and so on, as the authors of MT-SLVR train."""
+    half_period: int = 1000
+    """Steps in which the oscillating rate falls to zero; its period is twice as long."""
     precision: Precision = "auto"
     """auto: bf16 autocast on CUDA, fp32 on CPU."""
+    front: Literal["logmel", "mel-magnitude-phase"] = "logmel"
+    """What the encoder is given of sounds: their log-mel, or MT-SLVR's three channels."""
     sync_bn: bool = False
     """Under torchrun: batch normalisation over the samples of all ranks, as in one process."""
     compile: bool = False

@@ -15,6 +15,11 @@ from fastssl.engine.files import write_bytes, write_text
 from fastssl.engine.run_folder import RunFolder
 
 CHECKSUMS = "SHA256SUMS"
+_HEARD = {
+    "logmel": "log-mel (N, 1, 128, F) of 16 kHz clips, by fastssl.nn.logmel.LogMel()",
+    "mel-magnitude-phase": "log-mel, log magnitude and phase (N, 3, 128, F) of 16 kHz clips, by "
+    "fastssl.nn.logmel.MelMagnitudePhase()",
+}
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class Card:
     """Two lines of Python that load the weights into a plain model."""
     scores: Sequence[Score] = field(default=())
     notes: str = ""
-    sound: bool = False
-    """Whether the input is a log-mel spectrogram, not an image."""
+    front: str | None = None
+    """Name of the front end where the input is of sounds, not an image."""
 
 
 def export_backbone(run: RunFolder, backbone: nn.Module, *, card: Card) -> Path:
@@ -84,8 +89,8 @@ def _checksum_line(path: Path, content: bytes) -> str:
 
 
 def _input(card: Card) -> str:
-    if card.sound:
-        return "log-mel (N, 1, 128, F) of 16 kHz clips, by fastssl.nn.logmel.LogMel()"
+    if card.front is not None:
+        return _HEARD[card.front]
     side = card.image_size
     return f"{side} x {side} pixels, normalised as in training (config.yaml of the run)"
 

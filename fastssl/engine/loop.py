@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from fastssl.engine import checkpoint, monitors
 from fastssl.engine.checkpoint import CheckpointError
 from fastssl.engine.compiling import compile_caches, compile_method
-from fastssl.engine.config import TrainConfig, scaled_lr
+from fastssl.engine.config import TrainConfig
 from fastssl.engine.console import Console
 from fastssl.engine.environment import arithmetic
 from fastssl.engine.faults import fault
 from fastssl.engine.guard import Guard
-from fastssl.engine.optim import build_optimizer, learning_rate, named_state
+from fastssl.engine.optim import build_optimizer, named_state, scheduled_rate
 from fastssl.engine.pace import slow_folder_hint
 from fastssl.engine.plan import accumulation_note, readout_interval, total_steps, warmup_steps
 from fastssl.engine.progress import Progress, Stopwatch
@@ -171,9 +171,7 @@ class _Training:
         self.views = ()  # the last batch need not live beside this one
         with self.watch.training():
             micro = self._fetch()
-            lr = learning_rate(
-                self.step, peak=scaled_lr(config), total=self.total, warmup=self.warmup
-            )
+            lr = scheduled_rate(config, self.step, total=self.total, warmup=self.warmup)
             result = self.train_step(micro, step=self.step, lr=lr)
             self.lr = lr
             self.views = micro[-1].views

@@ -25,6 +25,25 @@ def learning_rate(step: int, *, peak: float, total: int, warmup: int) -> float:
     return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
+def oscillating_rate(step: int, *, peak: float, warmup: int, half_period: int) -> float:
+    """The same warm-up, then ``peak * (1 + cos(pi * (step - warmup) / half_period)) / 2`` for ever.
+
+    torch's CosineAnnealingLR with T_max = half_period, stepped past it: the rate swings back up.
+    Heggan et al. 2023 step theirs every batch, with a T_max that was meant in epochs.
+    """
+    if step < warmup:
+        return learning_rate(step, peak=peak, total=warmup, warmup=warmup)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / half_period))
+
+
+def scheduled_rate(config: TrainConfig, step: int, *, total: int, warmup: int) -> float:
+    """The rate of a step by ``config.schedule``."""
+    peak = scaled_lr(config)
+    if config.schedule == "oscillating":
+        return oscillating_rate(step, peak=peak, warmup=warmup, half_period=config.half_period)
+    return learning_rate(step, peak=peak, total=total, warmup=warmup)
+
+
 def parameter_groups(method: nn.Module, *, weight_decay: float) -> list[dict]:
     """Matrices and kernels decay and adapt; biases and normalisation (ndim <= 1) do neither."""
     trained = [p for p in method.parameters() if p.requires_grad]

@@ -25,7 +25,7 @@ def check(config: TrainConfig) -> None:
     at_least = {
         **{"batch_size": 2, "accumulate": 1, "save_every": 1, "log_every": 1, "image_size": 1},
         **{"keep_checkpoints": 2, "max_bad_steps": 1, "readout_every": 0, "warmup_steps": 0},
-        **{"workers": 0, "seed": 0, "preview": 0},
+        **{"workers": 0, "seed": 0, "preview": 0, "half_period": 1},
     }
     for name, least in at_least.items():
         if getattr(config, name) < least:
@@ -178,7 +178,7 @@ def plan_lines(
         "views per step": f"{samples * source.num_views:,} ({samples:,} samples x "
         f"{source.num_views} views)",
         "lr after scaling": f"{scaled_lr(config):.4g} ({config.lr:g} x {samples} / 256), "
-        f"{config.optimizer}, {warmup_steps(config, steps)} warm-up steps, cosine to 0",
+        f"{config.optimizer}, {warmup_steps(config, steps)} warm-up steps, {_falling(config)}",
         "memory estimate": f"{memory.total / 2**20:,.0f} MiB (weights "
         f"{memory.weights / 2**20:.0f}, gradients {memory.gradients / 2**20:.0f}, optimiser "
         f"{memory.optimizer / 2**20:.0f}, activations {memory.activations / 2**20:,.0f})",
@@ -187,6 +187,12 @@ def plan_lines(
     if config.accumulate > 1:
         facts["negatives"] = accumulation_note(config)
     return [f"{name:<18}{value}" for name, value in facts.items()]
+
+
+def _falling(config: TrainConfig) -> str:
+    if config.schedule == "cosine":
+        return "cosine to 0"
+    return f"cosine to 0 in {config.half_period} steps and back up, again and again"
 
 
 def accumulation_note(config: TrainConfig) -> str:

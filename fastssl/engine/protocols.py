@@ -21,7 +21,7 @@ class Table(Protocol):
 class Batch(Protocol):
     """One training batch: V views of the same N samples."""
 
-    views: tuple[Tensor, ...]  # V tensors (N, C, S, S), float32, normalised
+    views: tuple[Tensor, ...]  # V tensors (N, C, S, S), float32, normalised; of sounds (N, T)
     index_N: Tensor  # int64 index of each sample in the data set
     table: Table | None  # the parameters that made the views
 
@@ -70,7 +70,8 @@ class Method(Protocol):
     """An ``nn.Module`` that turns views, and the table of their parameters, into a loss.
 
     Optional: ``after_step(step, total_steps)`` after each update; ``leaves(table)``, the table with
-    a gradient where ``forward`` differentiates by it, called before each step; ``chance_loss(N)``.
+    a gradient where ``forward`` differentiates by it, called before each step; ``chance_loss(N)``;
+    ``front``, where it is called with waveforms (nn.hearing).
     """
 
     backbone: nn.Module

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastssl.engine.config import Precision
 from fastssl.engine.device import autocast
 from fastssl.engine.protocols import FeaturesFn, Readout
+from fastssl.nn.hearing import as_image
 
 
 @contextlib.contextmanager
@@ -33,11 +34,11 @@ def observing(method: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def features_fn(method: nn.Module, *, device: torch.device, precision: Precision) -> FeaturesFn:
-    """x (N, C, S, S) anywhere -> float32 features (N, F) on the CPU, without gradients."""
+    """x (N, C, S, S) or (N, T) anywhere -> float32 features (N, F) on the CPU, no gradients."""
 
     def features(x_NCSS: Tensor) -> Tensor:
         with torch.no_grad(), autocast(precision, device):
-            x_NCSS = x_NCSS.to(device, non_blocking=True)
+            x_NCSS = as_image(method, x_NCSS.to(device, non_blocking=True))
             if x_NCSS.ndim == 4:
                 x_NCSS = x_NCSS.contiguous(memory_format=torch.channels_last)
             return method.features(x_NCSS).float().cpu()  # type: ignore[operator]

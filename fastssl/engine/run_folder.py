@@ -40,6 +40,8 @@ _MAY_CHANGE = frozenset(
         "keep_checkpoints tensorboard wandb trackio max_bad_files max_bad_steps"
     ).split()
 )
+# Checkpoints from before them are still to be known: at their defaults they do not count.
+_CAME_LATER = tuple(f"train.{key}" for key in ("front", "schedule", "half_period"))
 _SCHEDULE = {"train.epochs", "train.max_steps", "train.warmup_steps"}
 
 
@@ -68,7 +70,13 @@ class RunFolder:
 
     def identity(self) -> dict:
         """The settings that may not change within one run."""
-        return {k: v for k, v in _flat(self.settings).items() if k not in _MAY_CHANGE}
+        usual = _flat({"train": as_plain(TrainConfig())})
+        later = {k: usual[k] for k in _CAME_LATER}
+        return {
+            k: v
+            for k, v in _flat(self.settings).items()
+            if k not in _MAY_CHANGE and (k not in later or v != later[k])
+        }
 
     def begin(self, resolved: dict) -> None:
         """Everything has been validated: replace what --overwrite gives up, write config.yaml.

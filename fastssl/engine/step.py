@@ -26,7 +26,7 @@ from fastssl.engine.ranks import ALONE, Ranks, averaged
 class Placed(NamedTuple):
     """What a method's forward takes, on the device."""
 
-    views: tuple[Tensor, ...]  # V tensors (N, C, S, S)
+    views: tuple[Tensor, ...]  # V tensors (N, C, S, S), or (N, T) of sounds
     table: Any  # the parameters that made them
 
 

@@ -9,7 +9,8 @@ arXiv:2003.11539):
 Reported: accuracy, mean over episodes, and half the width of its 95 % interval.
 """
 
-# shapes: N samples, F features, E episodes, W ways, K samples of a class, S support, Q query
+# shapes: N samples, F features, E episodes (e: some), W ways, K samples of a class, S support,
+# Q query
 from __future__ import annotations
 
 import contextlib
@@ -29,7 +30,8 @@ PROTOCOL = {
     "logistic_C": INVERSE_PENALTY,
     "interval": "1.96 standard errors over episodes",
 }
-_CHUNK = 128  # episodes at a time: their tensors stay in the cache
+CHUNK = 128  # episodes at a time: their tensors stay in the cache
+_CACHED = 1 << 18  # numbers of the queries' features at a time, for the same reason
 
 
 def few_shot(
@@ -48,12 +50,7 @@ def few_shot(
     features_NF: (N, F) of classes that the encoder may not have been trained to tell apart.
     label_N: (N,) integers. Raises ValueError where too few classes have shots + queries samples.
     """
-    unknown = sorted(set(classifiers) - set(CLASSIFIERS))
-    if unknown or not classifiers:
-        raise ValueError(
-            f"few_shot: classifiers must be some of {', '.join(CLASSIFIERS)}, received "
-            f"{', '.join(unknown) or 'none'}"
-        )
+    check_classifiers(classifiers)
     if features_NF.ndim != 2 or len(features_NF) != len(label_N):
         raise ValueError(
             f"few_shot: expected features (N, F) and labels (N,), received "
@@ -63,17 +60,31 @@ def few_shot(
         label_N, ways=ways, samples=shots + queries, episodes=episodes, seed=seed
     )
     unit_NF = F.normalize(features_NF.float(), dim=1)
-    with _one_thread():
-        parts = [accuracies(unit_NF, some, shots, classifiers) for some in chosen_EWK.split(_CHUNK)]
+    with one_thread():
+        parts = [accuracies(unit_NF, some, shots, classifiers) for some in chosen_EWK.split(CHUNK)]
     for name in classifiers:
-        accuracy_E = torch.cat([part[name] for part in parts]).double()
-        yield f"{name}_top1", float(accuracy_E.mean())
-        spread = float(accuracy_E.std()) if episodes > 1 else float("nan")
-        yield f"{name}_ci95", 1.96 * spread / episodes**0.5
+        yield from told(name, torch.cat([part[name] for part in parts]).double())
+
+
+def check_classifiers(classifiers: Sequence[str]) -> None:
+    """ValueError unless they are some of CLASSIFIERS."""
+    unknown = sorted(set(classifiers) - set(CLASSIFIERS))
+    if unknown or not classifiers:
+        raise ValueError(
+            f"few_shot: classifiers must be some of {', '.join(CLASSIFIERS)}, received "
+            f"{', '.join(unknown) or 'none'}"
+        )
+
+
+def told(name: str, accuracy_E: Tensor) -> Iterator[tuple[str, float]]:
+    """The mean over episodes, and half the width of its 95 % interval."""
+    yield f"{name}_top1", float(accuracy_E.mean())
+    spread = float(accuracy_E.std()) if len(accuracy_E) > 1 else float("nan")
+    yield f"{name}_ci95", 1.96 * spread / len(accuracy_E) ** 0.5
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Thousands of tiny products: a second thread costs each more than it saves."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -133,19 +144,29 @@ def accuracies(
 ) -> dict[str, Tensor]:
     """Of each readout (E,): the share of queries that it gets right in each episode."""
     ways = chosen_EWK.shape[1]
-    support_ESF = unit_NF[chosen_EWK[:, :, :shots].flatten(1)]
-    query_EQF = unit_NF[chosen_EWK[:, :, shots:].flatten(1)]
-    label_S = torch.arange(ways).repeat_interleave(shots)
+    support_ES, query_EQ = chosen_EWK[:, :, :shots].flatten(1), chosen_EWK[:, :, shots:].flatten(1)
     label_Q = torch.arange(ways).repeat_interleave(chosen_EWK.shape[2] - shots)
+    found = scores(unit_NF, support_ES, query_EQ, ways, classifiers)
+    return {name: (s_EQW.argmax(2) == label_Q).float().mean(1) for name, s_EQW in found.items()}
+
+
+def scores(
+    unit_NF: Tensor, support_ES: Tensor, query_EQ: Tensor, ways: int, classifiers: Sequence[str]
+) -> dict[str, Tensor]:
+    """Of each readout (E, Q, W): how well each query fits each of the ways; the largest answers.
+
+    support_ES: positions in ``unit_NF``, sorted by way, as many of each; query_EQ: positions.
+    """
+    label_S = torch.arange(ways).repeat_interleave(support_ES.shape[1] // ways)
     # the fits need products alone: S S' and Q S'
+    support_ESF = unit_NF[support_ES]
     gram_ESS = support_ESF @ support_ESF.mT
-    cross_EQS = query_EQF @ support_ESF.mT
+    few = max(1, _CACHED // max(1, query_EQ.shape[1] * unit_NF.shape[1]))
+    parts = zip(query_EQ.split(few), support_ESF.split(few), strict=True)
+    cross_EQS = torch.cat([unit_NF[query_eQ] @ support_eSF.mT for query_eQ, support_eSF in parts])
     onehot_SW = F.one_hot(label_S, ways).to(unit_NF.dtype)
     fits = {"centroid": _centroid, "ridge": _ridge, "logistic": _logistic}
-    return {
-        name: (fits[name](gram_ESS, cross_EQS, onehot_SW).argmax(2) == label_Q).float().mean(1)
-        for name in classifiers
-    }
+    return {name: fits[name](gram_ESS, cross_EQS, onehot_SW) for name in classifiers}
 
 
 def _centroid(gram_ESS: Tensor, cross_EQS: Tensor, onehot_SW: Tensor) -> Tensor:

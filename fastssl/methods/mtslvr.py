@@ -4,7 +4,8 @@ f^0, f^1 = the encoder's outputs for the two tasks;  features [f^0, f^1]
 L_c = NT-Xent of g(f^0), or SimSiam's loss of it                                 section 3
 L_p = mean over samples, views and operators of BCE(q(f^1), y),  y_j = 1 where operator j ran
 L = L_c + w L_p,  w = 1;  task "cont" is L_c alone, "pred" L_p alone
-The shared part of the encoder runs once per step, what is a task's own once per task.
+The shared part of the encoder runs once per step, what is a task's own once per task. The authors'
+learning rate swings back up every 1,000 steps: --schedule oscillating; ours falls once.
 """
 
 # shapes: N batch, M views of all samples, C channels, S side, D task's output, O operators

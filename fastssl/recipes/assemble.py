@@ -38,6 +38,7 @@ RENDERED = {"train_limit": 2000, "test_limit": 1000}  # Tones are made, not read
 MOST_SKIPPED = 20  # files named at the end of a run
 GLANCE_S = 0.7  # what a dry run spends on the names in a folder; half as long on their headers
 BY = "fastssl.train"
+_RAW = {"logmel": "log-mel", "mel-magnitude-phase": "mel, magnitude and phase"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +158,8 @@ def validated(
     """``build``, and everything else that can be refused before anything is written."""
     check(run.train)
     check_trackers(run.train)
+    if run.train.front != "logmel" and not hears(run.train):
+        raise ValueError(f"--front {run.train.front}: is for sounds (--data tones, or a folder)")
     parts = build(run, cache_dir=cache_dir, scan_budget_s=scan_budget_s)
     _refuse_long_warmup(run.train, total_steps(parts.source, run.train, num_ranks=num_ranks))
     rehearse(parts.method, parts.source)
@@ -197,6 +200,7 @@ def open_data(
         seed=config.seed,
         augment=config.augment,
         factor=config.factor,
+        front=config.front,
         workers=config.workers,
         device=device,
         cache_dir=cache_dir,
@@ -299,7 +303,7 @@ def _keep(parts: Parts, folder: RunFolder, steps: int, metrics: dict[str, float]
         backbone=config.backbone,
         image_size=config.image_size,
         snippet=snippet_of(parts.run, parts.method.backbone),  # type: ignore[arg-type]
-        sound=hears(config),
+        front=config.front if hears(config) else None,
         scores=scores,
     )
     export_backbone(folder, parts.method.backbone, card=card)  # type: ignore[arg-type]
@@ -320,7 +324,9 @@ def _scores(
     better = "lower is better" if final.kind == "ridge" else "higher is better"
     yardsticks = {
         "mean predictor" if final.kind == "ridge" else "commonest class": final.ignorance(),
-        "raw log-mel" if sound else "raw pixels": final.score(pausing(pixels, stop)),
+        f"raw {_RAW[parts.run.train.front]}" if sound else "raw pixels": final.score(
+            pausing(pixels, stop)
+        ),
         "untrained encoder": untrained[name],
     }
     rows = [f"score      {name} {metrics[name]:.4f}  ({_asked(parts)} on {counts}; {better})"]

@@ -54,9 +54,10 @@ def subject_of_weights(
     image_size: int | None,
     prefix: str | None,
     data: str | None,
+    front: str | None = None,
 ) -> Subject:
     """A safetensors file of any encoder; see recipes.foreign. No features are kept."""
-    run = foreign_run(backbone=backbone, image_size=image_size, data=data)
+    run = foreign_run(backbone=backbone, image_size=image_size, data=data, front=front)
     net = load_foreign(path, run, prefix=prefix)
     return Subject(run=run, net=net, name=str(path), folder=None)
 
@@ -90,6 +91,7 @@ def evaluate(
         seed=run.train.seed,
         augment=run.train.augment if alike else None,  # the same normalisation
         factor=factor or run.train.factor,
+        front=run.train.front,
         workers=workers,
         device=where,
     )
@@ -145,12 +147,13 @@ def make_record(
 ) -> dict[str, Any]:
     """One line of ``RECORDS``: when, by which command, what, the numbers, how they were taken."""
     train = run.train
+    facts = readout.protocol()
     protocol = {
-        **readout.protocol(),
+        **facts,
         "backbone": train.backbone,
         "stem": stem_name(train.backbone, train.image_size),
         "image_size": train.image_size,
-        "crop": crop_name(data, train.image_size),
+        "crop": facts.get("crop", crop_name(data, train.image_size)),
         "test_split": split_name(data),
         "precision": "fp32",
     }

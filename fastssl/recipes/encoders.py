@@ -16,6 +16,7 @@ from fastssl.engine.export import read_weights
 from fastssl.engine.seeding import seed_everything
 from fastssl.methods import METHODS
 from fastssl.nn.backbones import build_backbone
+from fastssl.nn.hearing import FRONTS, hear
 from fastssl.nn.latent import Coded
 from fastssl.nn.snippet import (
     coded_snippet,
@@ -25,7 +26,7 @@ from fastssl.nn.snippet import (
 )
 from fastssl.recipes.run import Run, read_run
 
-SOUND_CHANNELS, IMAGE_CHANNELS = 1, 3  # of a log-mel, of an image
+IMAGE_CHANNELS = 3
 
 
 class Under(nn.Module):
@@ -50,7 +51,7 @@ def hears(train: TrainConfig) -> bool:
 
 def channels_of(train: TrainConfig) -> int:
     """Channels of what the encoder is given."""
-    return SOUND_CHANNELS if hears(train) else IMAGE_CHANNELS
+    return FRONTS[train.front].channels if hears(train) else IMAGE_CHANNELS
 
 
 def build_method(run: Run) -> nn.Module:
@@ -58,7 +59,10 @@ def build_method(run: Run) -> nn.Module:
     seed_everything(run.train.seed)
     module, _, name = METHODS[run.train.method][1].partition(":")
     method_class: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
-    return method_class(_plain(run.train), run.method)
+    method = method_class(_plain(run.train), run.method)
+    if hears(run.train):
+        hear(method, FRONTS[run.train.front]())
+    return method
 
 
 def encoder_of(folder: str | Path) -> nn.Module:

@@ -39,17 +39,23 @@ _SIDES = {"sound": 128, "spirograph": 32}
 _USUAL_SIDE = 224
 
 
-def foreign_run(*, backbone: str | None, image_size: int | None, data: str | None) -> Run:
+def foreign_run(
+    *, backbone: str | None, image_size: int | None, data: str | None, front: str | None = None
+) -> Run:
     """The settings of a run whose encoder is ``backbone``, with the usual images of ``data``.
 
-    image_size: None for 224 px, 32 for Spirograph. Raises ValueError naming the missing flag.
+    image_size: None for 224 px, 32 for Spirograph. front: of sounds, None for log-mel. Raises
+    ValueError naming the missing flag.
     """
     if backbone is None or data is None:
         raise ValueError("--weights: needs --backbone NAME and --data DATA, too")
     sound = data_kind(data) in ("tones", "sounds")
     side = image_size or _SIDES.get("sound" if sound else data, _USUAL_SIDE)
-    run = default_run("simclr", data)
-    return replace(run, train=replace(run.train, data=data, backbone=backbone, image_size=side))
+    if front is not None and not sound:
+        raise ValueError(f"--front {front}: is for sounds, received --data {data}")
+    train = replace(default_run("simclr", data).train, data=data, backbone=backbone)
+    train = replace(train, image_size=side, front=front or train.front)  # type: ignore[arg-type]
+    return replace(default_run("simclr", data), train=train)
 
 
 def load_foreign(path: Path, run: Run, *, prefix: str | None = None) -> nn.Module:

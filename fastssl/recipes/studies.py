@@ -27,7 +27,7 @@ from fastssl.evaluation import (
     robustness,
     sgd_probe,
 )
-from fastssl.recipes import probes
+from fastssl.recipes import episodes, probes
 from fastssl.recipes.compression import study as _compression
 from fastssl.recipes.feature_cache import Look, features_of
 
@@ -52,7 +52,7 @@ class Study:
     def protocol(self) -> dict[str, Any]:
         """Everything that a reader needs to compare the number with another one."""
         counts = {"train_images": len(self.train.target), "test_images": len(self.test.target)}
-        return {**features.PROTOCOL, **self.facts, **counts}
+        return {**features.PROTOCOL, **counts, **self.facts}
 
 
 def make_study(
@@ -66,6 +66,10 @@ def make_study(
         )
     measure, protocol = STUDIES[kind]
     facts = dict(protocol)
+    if kind == "few-shot":
+        prepared = episodes.prepare(source, test, test_limit, options)
+        test, measure = prepared.test, partial(measure, clip_W=prepared.clip_W)
+        facts, options = {**facts, **prepared.facts}, prepared.options
     if kind in ("averaging", "invariance", "fractions", "robustness"):
         facts.update((ridge if train.task == "regression" else linear).PROTOCOL)
     return Study(
@@ -114,13 +118,6 @@ def _alpha(train: Any, test: Any, encode: FeaturesFn) -> Metrics:
     return alpha.alpha(train_NF, train.nuisance, test_NF, test.nuisance, names=train.varied)
 
 
-def _few_shot(train: Any, test: Any, encode: FeaturesFn, **options: Any) -> Metrics:
-    if test.task != "classification":
-        raise ValueError("few-shot: needs classes, received continuous targets; use ridge")
-    test_NF = features_of(encode, test)
-    return few_shot.few_shot(test_NF, test.target, **options)
-
-
 def _invariance(train: Any, test: Any, encode: Any, *, targets: str, steps: int) -> Metrics:
     """``encode``: see recipes.encoders.Conditioned."""
     target_N, test_M, names = train.target, test.target, train.names
@@ -156,7 +153,7 @@ STUDIES: dict[str, tuple[Callable[..., Metrics], dict[str, Any]]] = {
     "alpha": (_alpha, alpha.PROTOCOL),
     "invariance": (_invariance, invariance.PROTOCOL),
     "compression": (_compression, compression.PROTOCOL),
-    "few-shot": (_few_shot, few_shot.PROTOCOL),
+    "few-shot": (episodes.measure, few_shot.PROTOCOL),
     "linear-sgd": (probes.linear_sgd, {**probes.LINEAR_FACTS, **sgd_probe.PROTOCOL}),
     "mlp": (probes.mlp, {**probes.MLP_FACTS, **sgd_probe.PROTOCOL}),
     "fractions": (probes.label_fractions, fractions.PROTOCOL),

@@ -16,6 +16,7 @@ from fastssl.data import audio_decode
 from fastssl.data.audio_decode import DaliAudio, check_audio, decode_audio, resample
 from fastssl.data.audio_folder import AudioFolderSource
 from fastssl.data.audio_views import AudioViews
+from fastssl.data.audio_windows import count_windows, cut, normalised
 from fastssl.data.headers import BadFile
 from fastssl.data.sources import open_source
 
@@ -195,6 +196,44 @@ def test_labels_come_from_the_folders(corpus):
     assert loudest[train.target == 1].max() < loudest[train.target == 0].min()  # low below high
 
 
+@pytest.mark.parametrize(("length", "count"), [(1, 1), (9, 1), (10, 1), (11, 2), (20, 2), (25, 3)])
+def test_a_sound_is_cut_into_windows_and_the_rest_repeated(length, count):
+    sound = torch.arange(1.0, length + 1)
+    found = cut(sound, length=length, samples=10)
+    assert len(found) == count == count_windows(length, 10)
+    for w in range(count):
+        rest = sound[10 * w : 10 * w + 10]
+        assert found[w].tolist() == [float(rest[t % len(rest)]) for t in range(10)]
+    one_off = cut(torch.cat([sound, sound]), length=length, samples=10)  # decoders differ by one
+    assert torch.equal(one_off, found)
+    assert len(cut(sound[: max(1, length - 1)], length=length, samples=10)) == count
+
+
+def test_windows_hold_the_whole_sound_with_its_class(corpus):
+    source = AudioFolderSource(corpus, backend="soundfile")
+    plain = source.labelled("train")
+    part, clip_W = source.windowed("train", seconds=0.5, normalise="clip")
+    paths = [source._paths[i] for i in source._good("train", None)]
+    assert clip_W.unique().tolist() == list(range(len(plain.target)))
+    assert torch.equal(part.target, plain.target[clip_W])
+    lasting = {name: seconds for name, *_, seconds in FILES}
+    wanted = [-(-round(16_000 * lasting[path.split("/")[1]]) // 8_000) for path in paths]
+    expected = torch.tensor(wanted)
+    assert (torch.bincount(clip_W) - expected).abs().max() <= 1  # MP3 files have a lead-in
+    images = torch.cat(list(part.images(7)))
+    assert images.shape == (len(clip_W), 1, 128, 16)
+    clip = paths.index(next(p for p in paths if p.endswith("c.flac")))
+    path = str(corpus / paths[clip])
+    sound = normalised(decode_audio(path, check_audio(path), rate=16_000), "clip")
+    assert sound.std() == pytest.approx(1, abs=1e-3)
+    expected = source.views.clean(cut(sound, length=len(sound), samples=8_000))
+    torch.testing.assert_close(images[clip_W == clip], expected)
+    raw, _ = source.windowed("train", seconds=0.5, normalise="none")
+    assert (images - torch.cat(list(raw.images(64)))).amax() > 5  # louder
+    assert part.identity() != raw.identity()
+    assert part.at_once == 1000
+
+
 def test_what_cannot_be_used_is_refused_by_name(corpus, tmp_path):
     (tmp_path / "x.wav").write_bytes(b"")
     with pytest.raises(ValueError, match=r"x\.wav: the file is empty"):
@@ -216,5 +255,5 @@ def test_spoken_words(tmp_path):
     batches = source.batches(batch_size=8, seed=0, device=CPU)
     batch = next(batches)
     batches.close()
-    assert batch.views[0].shape == (8, 1, 128, 32) and torch.isfinite(batch.views[0]).all()
+    assert batch.views[0].shape == (8, 16_000) and torch.isfinite(batch.views[0]).all()
     assert set(source.labelled("train").names) == {"river", "seven"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -11,7 +12,13 @@ from torch import nn
 
 from fastssl.engine.config import TrainConfig
 from fastssl.engine.lars import LARS
-from fastssl.engine.optim import build_optimizer, learning_rate, named_state, parameter_groups
+from fastssl.engine.optim import (
+    build_optimizer,
+    learning_rate,
+    named_state,
+    parameter_groups,
+    scheduled_rate,
+)
 
 
 def test_schedule_values():
@@ -29,6 +36,30 @@ def test_schedule_values():
 def test_schedule_without_warmup_and_with_nothing_but_warmup():
     assert learning_rate(0, peak=1.0, total=5, warmup=0) == 1.0
     assert learning_rate(4, peak=1.0, total=5, warmup=5) == 1.0
+
+
+def test_the_oscillating_rate_is_the_authors_scheduler_stepped_past_its_end():
+    parameter = nn.Parameter(torch.zeros(1))
+    theirs = torch.optim.SGD([parameter], lr=2.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=20)
+    settings = TrainConfig(
+        schedule="oscillating", half_period=20, lr=2.0, batch_size=256, max_steps=100
+    )
+    found = []
+    for step in range(100):
+        found.append(scheduled_rate(settings, step, total=100, warmup=0))
+        assert found[-1] == pytest.approx(theirs.param_groups[0]["lr"], abs=1e-9)
+        theirs.step()
+        scheduler.step()
+    assert found[20] == found[60] == 0 and found[40] == found[80] == 2.0
+    warm = [scheduled_rate(settings, step, total=100, warmup=10) for step in range(60)]
+    assert warm[4] == 1.0 and warm[10] == 2.0 and warm[30] == 0 and warm[50] == 2.0
+
+
+def test_the_usual_schedule_falls_once():
+    settings = TrainConfig(lr=2.0, batch_size=256, half_period=20)
+    rates = [scheduled_rate(settings, step, total=100, warmup=0) for step in range(100)]
+    assert all(a > b for a, b in itertools.pairwise(rates)) and rates[99] < 1e-3
 
 
 def model() -> nn.Module:

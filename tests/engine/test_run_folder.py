@@ -126,6 +126,15 @@ def test_resume_takes_a_run_begun_before_a_setting_existed(opened):
         opened(resume=True, accumulate=2)
 
 
+def test_settings_that_came_later_do_not_tell_runs_apart_at_their_defaults(opened):
+    """Checkpoints from before them carry a fingerprint without them."""
+    later = {"train.front", "train.schedule", "train.half_period"}
+    with opened() as run:
+        assert not later & run.identity().keys() and "train.lr" in run.identity()
+    with opened(overwrite=True, schedule="oscillating", half_period=7) as run:
+        assert later & run.identity().keys() == {"train.schedule", "train.half_period"}
+
+
 def test_resume_where_nothing_is_starts_a_run(opened):
     with opened(resume=True) as run:
         assert not run.resuming

@@ -12,6 +12,8 @@ import torch
 from benchmarks import clock, machine, memory, targets
 from benchmarks.micro.ntxent_gate import TEMPERATURE, gate, inputs, truth
 from benchmarks.peers import ntxent_peers
+from benchmarks.systems import few_shot, mtslvr_passes
+from fastssl.evaluation.few_shot import draw_episodes
 from fastssl.kernels.ntxent import reference
 from fastssl.kernels.ntxent.op import ntxent
 from tests.house.tree import ROOT
@@ -134,8 +136,30 @@ def test_the_command_runs_and_keeps_its_record(tmp_path):
     assert record["extra_bytes"]["1024"] > 0
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide")  # of NearestCentroid
+def test_the_gate_of_few_shot_is_red_where_the_batch_answers_otherwise(monkeypatch, capsys):
+    features, label = few_shot.problem()
+    chosen = draw_episodes(label, ways=5, samples=16, episodes=6)
+    agreement = few_shot.compare(features, chosen)
+    assert few_shot.gate_is_green(agreement) and "green" in capsys.readouterr().out
+    right = few_shot.scores
+    monkeypatch.setattr(few_shot, "scores", lambda *a: {n: -s for n, s in right(*a).items()})
+    assert not few_shot.gate_is_green(few_shot.compare(features, chosen))
+    assert capsys.readouterr().out.count("wrong ") == 3
+
+
+def test_the_gate_of_passes_is_red_where_they_are_not_as_said(monkeypatch, capsys):
+    assert mtslvr_passes.gate_is_green() and "green" in capsys.readouterr().out
+    monkeypatch.setitem(mtslvr_passes.OURS, "bn", (2, 2))
+    monkeypatch.setattr(mtslvr_passes, "AUTHORS", {"bn": 4, "split": 2})
+    assert not mtslvr_passes.gate_is_green()
+    said = capsys.readouterr().out
+    assert "bn: passes through stem and last stage {'ours': (2, 4), 'authors': (4, 4)}" in said
+    assert "split: features differ" in said
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("system", ["startup", "loader", "step"])
+@pytest.mark.parametrize("system", ["startup", "loader", "step", "few_shot", "mtslvr_passes"])
 def test_a_system_benchmark_runs_and_keeps_its_record(system, tmp_path):
     kept = tmp_path / "record.json"
     command = [sys.executable, "-m", "benchmarks.systems", system, "--quick", "--json", str(kept)]
@@ -143,4 +167,6 @@ def test_a_system_benchmark_runs_and_keeps_its_record(system, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(kept.read_text())["rows"]
     assert len(rows) >= 2
+    if system in ("few_shot", "mtslvr_passes"):
+        rows = {f"{n} {who}": row[who] for n, row in rows.items() for who in list(row)[:2]}
     assert all(0 < row["best"] <= row["median"] for row in rows.values())

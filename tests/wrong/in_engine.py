@@ -16,6 +16,15 @@ def _engine(room: str, name: str, old: str, new: str, tests: str = "") -> Mutant
 
 
 ENGINE = (
+    _engine(
+        "optim",
+        "oscillation-stays-down",
+        "math.pi * (step - warmup) / half_period",
+        "math.pi * min(1, (step - warmup) / half_period)",
+    ),
+    _engine(
+        "run_folder", "later-settings-always-count", "(k not in later or v != later[k])", "True"
+    ),
     Mutant(
         "manifest-is-not-compared",
         "fastssl/engine/checkpoint.py",

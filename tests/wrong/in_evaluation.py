@@ -45,6 +45,19 @@ MUTANTS = (
         "in expected(test_MF)",
         "in fitted(train_NF)(test_MF)",
     ),
+    _evaluation("padding-windows-vote", "window_vote", "ways) * real_EP[..., None]", "ways)"),
+    _evaluation(
+        "ties-go-to-the-first-way",
+        "window_vote",
+        "sum_EQC.masked_fill(~first_EQC, -torch.inf).argmax(2)",
+        "votes_EQC.argmax(2)",
+    ),
+    _evaluation(
+        "support-is-the-first-window",
+        "window_vote",
+        "(unit_ES * count_N[clip_ES]).long()",
+        "(0 * unit_ES).long()",
+    ),
     Mutant(
         "evaluation-kept-features-of-other-images",
         "fastssl/recipes/feature_cache.py",
