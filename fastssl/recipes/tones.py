@@ -22,7 +22,7 @@ def _tones(method: str, settings: Any, **train: Any) -> Run:
         "image_size": 128,
         "max_steps": 1000,
         "batch_size": 64,
-        "lr": 8e-3,
+        "lr": 16e-3,
         "warmup_steps": 40,
         "save_every": 500,
     }
