@@ -115,7 +115,7 @@ def _learned(tasks: _Tasks, encode: Conditioned) -> dict[str, float]:
     def features(position_n: Tensor, bits_K: Tensor) -> Tensor:
         return encode(tasks.train.clean_NCMT[position_n], bits_K)
 
-    figures = {}
+    figures: dict[str, float] = {}
     for factor in FACTORS:
         wanted_NT = F.one_hot(tasks.train.classes[factor]).double()
         size = {"steps": VECTOR_STEPS, "batch": VECTOR_BATCH}

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks.claims.trained import with_train
 from fastssl.augment.audio_policies import AudioPolicy
 from fastssl.data.audio_views import AudioViews
 from fastssl.data.tones import FACTORS, TonesSource, draw_factors
+from fastssl.engine.export import read_weights
 from fastssl.engine.guard import Guard
 from fastssl.engine.optim import build_optimizer, learning_rate
 from fastssl.engine.step import TrainStep, place, place_batch
@@ -55,17 +57,17 @@ def together(runs: Mapping[str, Run], source: TonesSource, folder: Path) -> dict
     where all are there.
     """
     methods = {name: build_method(run) for name, run in runs.items()}
-    files = {name: folder / f"{name}.pt" for name in runs}
+    files = {name: folder / f"{name}.safetensors" for name in runs}
     for method in methods.values():
         place(method, CPU)
     if all(file.is_file() for file in files.values()):
         for name, method in methods.items():
-            method.load_state_dict(torch.load(files[name], weights_only=True))
+            method.load_state_dict(read_weights(files[name]))
     else:
         _train(runs, methods, source)
         folder.mkdir(parents=True, exist_ok=True)
         for name, method in methods.items():
-            torch.save(method.state_dict(), files[name])
+            save_file({k: t.contiguous() for k, t in method.state_dict().items()}, files[name])
     return {name: method.eval().requires_grad_(False) for name, method in methods.items()}
 
 

@@ -12,6 +12,7 @@ from benchmarks.claims.__main__ import CLAIMS
 from benchmarks.claims.seeds import by_name, claim_module
 from benchmarks.claims.trained import with_method
 from fastssl.augment.audio_policies import AUDIO_POLICIES
+from fastssl.engine.export import read_weights
 
 
 def test_the_page_is_the_records():
@@ -71,7 +72,7 @@ def test_runs_trained_together_are_what_each_is_alone(tmp_path):
 
     both, alone = weights(("cont", "bn"), "both"), weights(("bn",), "alone")
     assert all(torch.equal(both["bn"][name], t) for name, t in alone["bn"].items())
-    kept = torch.load(tmp_path / "both" / "cont.pt")
+    kept = read_weights(tmp_path / "both" / "cont.safetensors")
     assert all(torch.equal(kept[name], t) for name, t in both["cont"].items())
 
 
