@@ -32,7 +32,7 @@ from fastssl.recipes.readouts import FeaturesFn
 TITLE = "Amortised invariances, in sound"
 PAPER = "Chavhan et al. 2023, arXiv:2302.12712 (its tables were not available to us)"
 NOTES = ""
-STEPS = {"full": 1000, "quick": 250}
+STEPS = {"full": 1000, "quick": 150}
 CORNERS = ("1111", "0111", "1011", "1101", "1110")
 PITCH, ALL = 0, CORNERS[0]
 DEDICATED = (ALL, "0111")

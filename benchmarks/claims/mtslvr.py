@@ -30,8 +30,23 @@ PAPER = (
     "Heggan et al. 2023, arXiv:2305.17191; its ranks are of ten data sets of real sounds, its "
     "distances not divided by chance (31.6 for a half of 500 features)"
 )
-NOTES = ""
-STEPS = {"full": 1000, "quick": 200}
+NOTES = """\
+Tones at 8 kHz with 32 mel bands and 32 frames, convnet, batch 64; logistic regression on five
+samples or fewer, one a class; the envelope in 4 ways, octave, modulation and noise in 3, the others
+in 5 (chance: 25, 33.3 and 20 %). All variants see the same batches.
+
+Temperature and rate were chosen on seed 100, which is not scored. There, after 400 steps, pitch did
+not show: contrastive only had 49.2 on timbre and 21.2 on pitch class, parallel 42.1 and 20.9 (its
+contrastive half alone 47.4, its predictive half 25.6 and 20.7), predictive only 22.5 and 20.3, the
+means of log-mel bands 26 and 35. Whether a clip was shifted is heard by what the vocoder does to it
+(the noise above the old upper edge is missing, attacks are smeared), and a shift of up to 15
+semitones of a tone from three octaves says little by its pitch, so that the predictive half has no
+use for pitch; its octave by kNN was .65, .87 before training. What it did gain is what the other
+operators change: the envelope (44.9 to 57.7; fade) and the noise (44.6 to 47.5), hence the lines on
+these, which are not among those that were asked for. Timbre and pitch were expected to fail before
+the record run. Not tried for want of time: other policies, more bands, more steps.
+"""
+STEPS = {"full": 1000, "quick": 150}
 VARIANTS: dict[str, dict[str, str]] = {
     "cont": {"task": "cont"},
     "pred": {"task": "pred"},
@@ -39,6 +54,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 }
 HALVES = ("contrastive", "predictive")
 TESTED_ON, LOOKED_AT, EPISODES = 1500, 500, 1000
+GAINS = {"timbre": -2.0, "pitch_class": 5.0, "envelope": 5.0, "noise": 2.0}  # points, at least
 PAPER_RANKS = {"parallel": 1.9, "cont": 3.9}
 PAPER_DISTANCES = {  # of the parallel variant's predictive and contrastive half
     "pitch_shift": (35.67, 31.41),
@@ -96,7 +112,7 @@ def rows(figures: dict[str, Values]) -> list[Row]:
             found.append(rule(line, cont[factor], figures[f"{floor}/{factor}"], errors=2))
     gain = {f: [b - a for a, b in zip(cont[f], parallel[f], strict=True)] for f in FACTORS}
     shown = {f: f"{figure(parallel[f])} against {figure(cont[f])}" for f in FACTORS}
-    for factor, least in (("timbre", -2.0), ("pitch_class", 5.0)):
+    for factor, least in GAINS.items():
         what = f"parallel over contrastive only, {factor}, points; {shown[factor]}"
         found.append(at_least(what, gain[factor], least))
     return [*found, _ranked(figures), *_sensitive(figures)]
