@@ -16,7 +16,10 @@ from benchmarks.claims import report
 from benchmarks.claims.seeds import by_name, claim_module, measure_all, measure_here
 from benchmarks.machine import describe, facts
 
-CLAIMS = ("invclr", "amortised", "issl", "stochastic", "baselines")
+CLAIMS = (
+    *("invclr", "amortised", "issl", "stochastic", "baselines"),
+    *("mtslvr", "amortised-audio"),
+)
 SEEDS = (0, 1, 2)
 
 

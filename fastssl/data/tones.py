@@ -4,7 +4,8 @@
   theta(t) = 2 pi f t + vibrato,   f = 440 Hz 2^((octave - 4) + (pitch_class - 9)/12 + c/1200)
 An object is six factors, each uniform over its classes (FACTORS). An epoch draws the rest afresh:
 phases phi_h in [0, 2 pi), detuning c in +-20 cents, level g in -12..0 dB of 0.25, the noise.
-Harmonics h = 1..16 under 7.6 kHz; noise is white, ``noise`` dB under the whole clip's mean power.
+Harmonics h = 1..16 under 0.475 of the sample rate (7.6 kHz of 16 kHz); noise is white, ``noise`` dB
+under the whole clip's mean power.
 """
 
 # shapes: N samples, T time, H harmonics, K factors
@@ -38,7 +39,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "noise": ("40 dB", "20 dB", "10 dB"),
 }
 NUM_TRAIN, NUM_TEST = 50_000, 5_000
-NUM_HARMONICS, _HIGHEST_HZ = 16, 7600.0
+NUM_HARMONICS, _HIGHEST = 16, 0.475  # of the sample rate: under Nyquist with room for vibrato
 _VIBRATO_HZ, _VIBRATO_CENTS, _TREMOLO_HZ, _TREMOLO = 5.5, 40.0, 6.5, 0.6
 _NOISE_DB = np.array([40.0, 20.0, 10.0])
 _CHUNK = 8  # clips whose complex carriers stay in the L2 cache
@@ -73,7 +74,7 @@ def draw_clips(
     )
     hertz_N = frequency(factor_NK, cents_N=40 * unit_NH[:, -1] - 20)
     gain_N = 0.25 * 10 ** (-12 * unit_NH[:, -2] / 20)
-    weight_NH = harmonics(factor_NK[:, 0], hertz_N)
+    weight_NH = harmonics(factor_NK[:, 0], hertz_N, sample_rate=sample_rate)
     weight_NH *= (gain_N / np.sqrt(np.square(weight_NH).sum(axis=1) / 2))[:, None]
     turned_NH = weight_NH * np.exp(1j * (2 * math.pi * unit_NH[:, :-2] - math.pi / 2))
     pieces = []
@@ -95,8 +96,10 @@ def frequency(factor_NK: np.ndarray, *, cents_N: np.ndarray | float = 0.0) -> np
     return 440.0 * np.exp2(octaves + np.asarray(cents_N) / 1200)
 
 
-def harmonics(timbre_N: np.ndarray, hertz_N: np.ndarray) -> np.ndarray:
-    """(N, 16) amplitudes a_h of the harmonics; 0 from 7.6 kHz on."""
+def harmonics(
+    timbre_N: np.ndarray, hertz_N: np.ndarray, *, sample_rate: int = 16_000
+) -> np.ndarray:
+    """(N, 16) amplitudes a_h of the harmonics; 0 from 0.475 of the sample rate on."""
     h = np.arange(1, NUM_HARMONICS + 1)
     odd, even = h % 2 == 1, (h % 2 == 0) | (h == 1)
     vowel_NH = np.exp(-(((h * hertz_N[:, None] - 1200) / 500) ** 2)) + 0.05
@@ -105,7 +108,7 @@ def harmonics(timbre_N: np.ndarray, hertz_N: np.ndarray) -> np.ndarray:
     profile = np.stack([np.zeros(len(h)) if s is None else np.asarray(s, float) for s in shapes])
     vowel = FACTORS["timbre"].index("vowel")
     weight_NH = np.where((timbre_N == vowel)[:, None], vowel_NH, profile[timbre_N])
-    return weight_NH * (h * hertz_N[:, None] < _HIGHEST_HZ)
+    return weight_NH * (h * hertz_N[:, None] < _HIGHEST * sample_rate)
 
 
 def envelope(phase_T: Tensor, factor_NK: np.ndarray, *, length: float) -> Tensor:

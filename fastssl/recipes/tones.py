@@ -22,7 +22,7 @@ def _tones(method: str, settings: Any, **train: Any) -> Run:
         "image_size": 128,
         "max_steps": 1000,
         "batch_size": 64,
-        "lr": 8e-3,
+        "lr": 16e-3,
         "warmup_steps": 40,
         "save_every": 500,
     }
@@ -60,7 +60,7 @@ def amortised() -> Run:
     settings = paper_configs.AmortisedConfig(
         num_bits=4, num_corners=15, projector_dims=(128, 64), temperature=0.2
     )
-    return _tones("amortised", settings, augment="amortised-audio", lr=4e-3)
+    return _tones("amortised", settings, augment="amortised-audio", lr=8e-3)
 
 
 def simclr_folder() -> Run:

@@ -42,6 +42,17 @@ def test_timbres_have_their_harmonics():
         assert np.abs(np.array(harmonic) / harmonic[0] - wanted).max() < 0.02, timbre
 
 
+def test_no_harmonic_folds_back_at_a_lower_rate():
+    """A bright B5 (988 Hz) at 8 kHz: harmonics 1 to 3 alone, where 5 to 16 would alias."""
+    bright_NK, where = np.array([[4, 11, 2, 2, 0, 0]]), {"epoch": 0, "index_N": np.arange(1)}
+    clip_NT = tones.draw_clips(bright_NK, seed=0, samples=8000, sample_rate=8000, **where)
+    size = torch.fft.rfft(clip_NT[0, 2000:6000].double() * torch.hann_window(4000)).abs().numpy()
+    base = np.argmax(size[:600])  # 2 Hz a bin
+    for h in (1, 2, 3):
+        size[h * base - 12 : h * base + 13] = 0
+    assert size.max() < 1  # the peak is about 115
+
+
 def test_horners_rule_is_the_sum_of_sines():
     unit_NH = np.random.default_rng(0).random((2, 16))
     time_T = torch.arange(2000, dtype=torch.float64) / 16_000

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
-from benchmarks.claims import report, rows
+from benchmarks.claims import mtslvr, report, rows, sounds
 from benchmarks.claims.__main__ import CLAIMS
 from benchmarks.claims.seeds import by_name, claim_module
+from benchmarks.claims.trained import with_method
+from fastssl.augment.audio_policies import AUDIO_POLICIES
+from fastssl.engine.export import read_weights
 
 
 def test_the_page_is_the_records():
@@ -55,3 +59,27 @@ def test_nothing_holds_of_nan():
     assert not rows.at_least("", nan, 1).holds
     assert not rows.lower("", nan, [1.0] * 3, errors=0).holds
     assert not rows.falling("", [nan, nan]).holds
+
+
+def test_runs_trained_together_are_what_each_is_alone(tmp_path):
+    plain = sounds.run_of("mtslvr", 100, 2)
+    runs = {name: with_method(plain, **mtslvr.VARIANTS[name]) for name in ("cont", "bn")}
+
+    def weights(names, folder):
+        source = sounds.heard(100, AUDIO_POLICIES["mtslvr"])
+        nets = sounds.together({name: runs[name] for name in names}, source, tmp_path / folder)
+        return {name: net.state_dict() for name, net in nets.items()}
+
+    both, alone = weights(("cont", "bn"), "both"), weights(("bn",), "alone")
+    assert all(torch.equal(both["bn"][name], t) for name, t in alone["bn"].items())
+    kept = read_weights(tmp_path / "both" / "cont.safetensors")
+    assert all(torch.equal(kept[name], t) for name, t in both["cont"].items())
+
+
+def test_ranks_of_equals_are_equal():
+    """Of every factor: parallel the best, two second, the others fourth."""
+    score = dict.fromkeys(mtslvr.VARIANTS, 30.0) | {"parallel": 50.0, "bn": 40.0, "pred": 40.0}
+    figures = {f"{name}/{f}": [s] for name, s in score.items() for f in mtslvr.FACTORS}
+    found = mtslvr.ranks(figures)
+    assert (found["parallel"], found["bn"], found["pred"]) == ([1.0], [2.0], [2.0])
+    assert found["cont"] == [4.0]

@@ -36,6 +36,8 @@ MUTANTS = (
            'np.argsort(rank_NK > 1, axis=1, kind="stable")', WAVEFORM),
     _audio("epoch-does-not-change-the-table", "augment/audio_policies",
            '{"seed": seed, "epoch": epoch,', '{"seed": seed, "epoch": 0,', WAVEFORM),
+    _audio("tones-alias-at-lower-rates", "data/tones", "_HIGHEST * sample_rate",
+           "_HIGHEST * 16_000", TONES),
     _audio("mel-of-the-magnitude", "nn/logmel", "(re.square() + im.square()) @ self.bank_BM",
            "(re.square() + im.square()).sqrt() @ self.bank_BM", LOGMEL),
     _audio("tone-an-octave-off", "data/tones", "factor_NK[:, 2] + 3 - 4", "factor_NK[:, 2] + 4 - 4",
