@@ -6,7 +6,8 @@ V = mean_n E_alpha' |dh_n/dalpha (alpha' - alpha_n)|^2,   L = L_contrast + lambd
 "closed", "monte-carlo": G_n = d/d alpha_n sum_nd r_nd h_nd of fresh Rademacher r, double backward;
 the mean of (G_n . (alpha' - alpha_n))^2 in closed form, G' (Cov + offset offset') G for uniforms,
 or the authors' mean over 100 draws. The views pass the encoder separately.
-bound "each", ours: mean_n V_n u / (V_n + u), for V whose mean a few samples rule (h: 2 pi h / b).
+Ours: bound "each", mean_n V_n u / (V_n + u), where a few samples rule the mean (h: 2 pi h / b);
+normalise "total", V over the variance of all unit h: a constant h has no V, but no less of this.
 """
 
 # shapes: N batch, C channels, S side, F features, A parameters, D embedding, L draws
@@ -99,24 +100,31 @@ class InvCLR(nn.Module):
         length_N1 = _wide(h_NF).norm(dim=1, keepdim=True).clamp(min=1e-12)
         unit_NF, dunit_NF = _wide(h_NF) / length_N1, _wide(dh_NF) / length_N1
         dunit_NF = dunit_NF - unit_NF * (unit_NF * dunit_NF).sum(1, keepdim=True)
-        return h_NF, dunit_NF.square().sum(1)
+        return h_NF, self._relative(dunit_NF.square().sum(1), unit_NF)
 
     def _reverse(self, view_NCSS: Tensor, table: Drawn) -> tuple[Tensor, Tensor]:
         """Features of the first view and V_n (N,), of one sign for each feature."""
         alpha_NA = alpha_of(table, 0)
         made_NCSS = rerender(table, 0, alpha_NA, side=view_NCSS.shape[-1]).to(view_NCSS.dtype)
         h_NF = self.backbone(made_NCSS)
-        unit_NF = F.normalize(_wide(h_NF), dim=1) if self.normalise == "unit" else _wide(h_NF)
+        unit_NF = _wide(h_NF) if self.normalise == "none" else F.normalize(_wide(h_NF), dim=1)
         signs_NF = torch.randint(0, 2, h_NF.shape, device=h_NF.device).to(unit_NF.dtype) * 2 - 1
         (g_NA,) = torch.autograd.grad((signs_NF * unit_NF).sum(), alpha_NA, create_graph=True)
         low_A, high_A = limits_of(table)
         if self.expectation == "monte-carlo":
             unit_LNA = torch.rand(_DRAWS, *g_NA.shape, dtype=g_NA.dtype, device=g_NA.device)
             apart_LNA = low_A + (high_A - low_A) * unit_LNA - alpha_NA.detach()
-            return h_NF, (g_NA * apart_LNA).sum(2).square().mean(0)
+            return h_NF, self._relative((g_NA * apart_LNA).sum(2).square().mean(0), unit_NF)
         spread_A = (high_A - low_A).square() / 12
         offset_NA = (low_A + high_A) / 2 - alpha_NA.detach()
-        return h_NF, (g_NA.square() * spread_A).sum(1) + (g_NA * offset_NA).sum(1).square()
+        squares_N = (g_NA.square() * spread_A).sum(1) + (g_NA * offset_NA).sum(1).square()
+        return h_NF, self._relative(squares_N, unit_NF)
+
+    def _relative(self, variance_N: Tensor, unit_NF: Tensor) -> Tensor:
+        """Over the batch's variance of all unit features, where that is asked for."""
+        if self.normalise != "total":
+            return variance_N
+        return variance_N / unit_NF.var(0).sum().clamp(min=1e-12)
 
 
 def _wide(h_NF: Tensor) -> Tensor:

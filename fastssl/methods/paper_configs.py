@@ -116,8 +116,9 @@ class InvCLRConfig:
     """Estimator of the variance: one draw of fresh parameters and every feature, in forward mode
     (convolutional encoders); or, twice backward and dearer, a random sign for each feature and
     the draws in closed form, or the authors' 100 of them."""
-    normalise: Literal["unit", "none"] = "unit"
-    """Penalise features of unit length, or as they are."""
+    normalise: Literal["unit", "none", "total"] = "unit"
+    """Penalise features of unit length; or as they are; or, with "total", those of unit length
+    relative to their variance over this rank's batch, so that shrinking all of it gains nothing."""
     temperature: float = 0.5
     """Divides the cosine similarities."""
     projector_dims: tuple[int, ...] = (512, 128)

@@ -115,7 +115,7 @@ def test_closed_expectation_equals_the_paper_written_as_loops():
     assert variance.item() == pytest.approx(by_loops.item(), rel=1e-10)
 
 
-@pytest.mark.parametrize("normalise", ["unit", "none"])
+@pytest.mark.parametrize("normalise", ["unit", "none", "total"])
 def test_the_three_estimators_have_one_mean(normalise):
     """In eval mode, where no sample moves another: with batch statistics they differ there."""
     table, means = with_leaf(told(8, torch.float64)), []
@@ -144,3 +144,16 @@ def test_each_samples_variance_is_bounded_by_itself():
     assert losses["each", 1e9] == pytest.approx(losses["mean", 1e9], rel=1e-6)
     assert losses["mean", 1e9] == pytest.approx(variance_N.mean().item(), rel=1e-9)
     assert by_hand < 0.5 < losses["mean", 1e9]
+
+
+@pytest.mark.parametrize("expectation", ["forward", "closed", "monte-carlo"])
+def test_the_relative_penalty_is_that_of_unit_features_over_their_variance(expectation):
+    table = with_leaf(told(6, torch.float64))
+    views = tuple(rerender(table, view, alpha_of(table, view), side=16).detach() for view in (0, 1))
+    found = {}
+    for normalise in ("unit", "total"):
+        method = built(normalise=normalise, expectation=expectation).eval()
+        torch.manual_seed(3)
+        found[normalise] = method(views, table)[1]["variance"].item()
+    unit = normalize(method.backbone(views[0]), dim=1)
+    assert found["total"] == pytest.approx(found["unit"] / unit.var(0).sum().item(), rel=1e-9)

@@ -41,6 +41,13 @@ METHODS = (
         ("tests/methods/test_invclr.py",),
     ),
     Mutant(
+        "invclr-relative-to-nothing",
+        "fastssl/methods/invclr.py",
+        "variance_N / unit_NF.var(0).sum().clamp(min=1e-12)",
+        "variance_N",
+        ("tests/methods/test_invclr.py",),
+    ),
+    Mutant(
         "simclr-trains-the-backbone-alone",
         "fastssl/methods/simclr.py",
         "self.projector(h_MF).chunk(2)",
