@@ -59,13 +59,6 @@ OBJECTS = {
 SIDE = 16  # of the images, in pixels
 OURS = {"bound": "each", "clip": 1.0, "normalise": "total"}
 AUTHORS = {"penalty": 1e-3, "bound": "mean", "clip": 1000.0, "normalise": "unit"}
-OBJECTS = {
-    "full": {"train": 6000, "validation": 2000, "test": 2000},
-    "quick": {"train": 1000, "validation": 500, "test": 500},
-}
-SIDE = 16  # of the images, in pixels
-CLIP = 1.0
-AUTHORS = 1e-3  # weight of the arm that bounds the mean, at 1,000
 AVERAGES = 30
 METER_DRAWS = 8
 VARIANCES = {
