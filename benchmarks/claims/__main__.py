@@ -18,7 +18,7 @@ from benchmarks.machine import describe, facts
 
 CLAIMS = (
     *("invclr", "amortised", "issl", "stochastic", "baselines"),
-    *("mtslvr", "amortised-audio"),
+    *("mtslvr", "amortised-audio", "spoken-words"),
 )
 SEEDS = (0, 1, 2)
 
