@@ -31,13 +31,24 @@ from fastssl.recipes.readouts import FeaturesFn
 
 TITLE = "Amortised invariances, in sound"
 PAPER = "Chavhan et al. 2023, arXiv:2302.12712 (its tables were not available to us)"
-NOTES = ""
+NOTES = """\
+Tones at 8 kHz with 32 mel bands and 32 frames, convnet, batch 64. "One model serves all factors":
+read out at the vector that each factor learns, it is not more than 2 points below an ordinary
+SimCLR under all operators, of as many steps, on any of them, and not more than 5 below one without
+pitch shifts on the pitch class. The preset has 15 corners; here five are trained (all ones, and
+each bit off), a fifth of the steps each. Low-rank kernels; the rate was not varied.
+
+Looked at on seed 100, which is not scored (250 steps, 1,500 clips to read out, 800 to test): pitch
+class 76.0 % at [0,1,1,1] against 67.9 at all ones, timbre 84.0 and 87.2, which is why the rules are
+as they are. The means and deviations of log-mel bands had 78.8 on pitch class and 57.6 on timbre:
+what is learned here in so few steps is below them on pitch, in every corner.
+"""
 STEPS = {"full": 1000, "quick": 150}
 CORNERS = ("1111", "0111", "1011", "1101", "1110")
 PITCH, ALL = 0, CORNERS[0]
 DEDICATED = (ALL, "0111")
-READ_OUT, TESTED_ON, LOOKED_AT = 2400, 2000, 500
-VECTOR_STEPS, VECTOR_BATCH = 25, 384
+READ_OUT, TESTED_ON, LOOKED_AT = 1500, 1000, 500
+VECTOR_STEPS, VECTOR_BATCH = 20, 384
 PENALTY = 1e-3
 SERVES, WITHIN = 2.0, 5.0  # points below SimCLR's, below a network dedicated to the factor
 

@@ -39,6 +39,10 @@ def simclr() -> Run:
     """SimCLR on Tones.
 
     Command: python -m fastssl.train --method simclr --data tones
+    Tuned on clips of 8 kHz with 32 bands (seed 100, 400 steps, 2,000 train and 1,500 test objects),
+    kNN of timbre: .79 at a rate of 6e-3, .77 at 2e-3, .68 at 7e-4; temperature .1 .75, .5 .76.
+    Mean and deviation of every band over time .71, the untrained encoder .43. Of pitch class, which
+    is an augmentation: .26, .81 and .55. Clamped and scaled decibels changed nothing (.78 at 2e-3).
     """
     return _tones("simclr", configs.SimCLRConfig(temperature=0.2, projector_dims=(128, 64)))
 
@@ -54,6 +58,9 @@ def simsiam() -> Run:
 
 def amortised() -> Run:
     """Amortised invariances to four groups of operators on Tones, over SimCLR; 15 corners.
+
+    Each corner has a head and a fifteenth of the steps: fewer corners learn faster
+    (benchmarks/claims/amortised_audio.py has 5).
 
     Command: python -m fastssl.train --method amortised --data tones
     """
