@@ -64,7 +64,8 @@ def study(
         drawn = [latent.hardened(part.sample_ND) for part in both]
         forms.append(compression.Form("sample", max(rate, 0.0), *drawn))
         if codes is not None:
-            _write(codes, [pack(code_ND, values=latent.values) for code_ND in coded], train, test)
+            form = {"values": latent.values, "layout": latent.layout}
+            _write(codes, [pack(code_ND, **form) for code_ND in coded], train, test)
 
     def readout(train_NF: Tensor, test_MF: Tensor) -> Metrics:
         split = (train_NF, train.target, test_MF, test.target)

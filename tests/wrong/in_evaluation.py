@@ -76,6 +76,13 @@ MUTANTS = (
         ("tests/evaluation/test_compression.py",),
     ),
     Mutant(
+        "two-categories-are-taken-for-signs",
+        "fastssl/nn/latent.py",
+        'self.layout = dim, values, "one-hot"',
+        'self.layout = dim, values, "signs" if values == 2 else "one-hot"',
+        ("tests/evaluation/test_compression.py",),
+    ),
+    Mutant(
         "export-draws-a-sample",
         "fastssl/nn/latent.py",
         "self.posterior(x_NCSS).code_ND.to",
