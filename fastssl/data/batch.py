@@ -57,6 +57,7 @@ class Labelled:
     shifts: tuple[str, ...] = ()
     # text that tells these images and their order from any others; costs a look at all of them
     identity: Callable[[], str] | None = None
+    split: str = ""  # "train" or "test", for messages
 
     def images(self, batch_size: int) -> Iterator[Tensor]:
         """Batches of at most ``batch_size`` images, (N, C, S, S) float32, in target order."""
