@@ -139,6 +139,10 @@ class Invariance(Common):
     """The data's own targets, or (Spirograph) the parameters that vary between views."""
     steps: int = 60
     """Steps of the vector."""
+    rate: float = 0.1
+    """Adam's learning rate of the vector."""
+    start: Literal["best", "half"] = "best"
+    """Of the vector: the best of 1/2 and of the points half way to each corner, or 1/2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +156,7 @@ class LinearSgd(Common):
     batch_size: int = 512
     """Features of a step."""
     weight_decays: tuple[float, ...] = (1e-4, 1e-5, 1e-6)
-    """Tried on every fifth train image."""
+    """Tried on a held-out fifth of the train images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,10 @@ ENDS = {"train": (0, 900), "validation": (900, 1200), "test": (1200, 1797)}
 SIDE = 8  # of the digits and of the views
 STORED = 32  # of the images in the file: a crop's edges lie on quarters of a digit's pixel
 CHUNK = 500
-PENALTIES = (1e-3, 1e-2)  # of linear probes, chosen on every fifth train image; less overfits 900
+PENALTIES = (
+    1e-3,
+    1e-2,
+)  # of linear probes, chosen on a fifth of the train images; less overfits 900
 
 
 class Digits(NamedTuple):

@@ -168,6 +168,7 @@ class ArraySource:
             shift=shift,
             shifts=rendering.SHIFTS,
             identity=lambda: self._identity(images, rows, chosen),
+            split=split,
         )
 
     def _identity(self, images: Tensor, rows: np.ndarray, chosen: np.ndarray) -> str:

@@ -328,7 +328,10 @@ class AudioFolderSource:
             return contents_identity(f"{what} {views.front}", map(_content, paths))
 
         names, varied = self._split.classes, self.views.varied
-        return Labelled(classes, "classification", names, render, redraw, varied, identity=identity)
+        task = "classification"
+        return Labelled(
+            classes, task, names, render, redraw, varied, identity=identity, split=split
+        )
 
 
 def _content(path: str) -> bytes:

@@ -59,6 +59,7 @@ class Labelled:
     # text that tells these images and their order from any others; costs a look at all of them
     identity: Callable[[], str] | None = None
     at_once: int | None = None  # most images in a batch, where they are larger than usual
+    split: str = ""  # "train" or "test", for messages
 
     def images(self, batch_size: int) -> Iterator[Tensor]:
         """Batches of at most ``batch_size`` images, (N, C, S, S) float32, in target order."""

@@ -212,6 +212,7 @@ class EncodedSource:
             shift=shift,
             shifts=rendering.SHIFTS,
             identity=identity,
+            split=split,
         )
 
     def _try(self, index_N: np.ndarray) -> None:

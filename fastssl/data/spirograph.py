@@ -154,6 +154,7 @@ class SpirographSource:
             shift=shift,
             shifts=policies.SHIFTS,
             identity=lambda: f"{self.name} {self._seed} {split} {len(index_n)} {self.image_shape}",
+            split=split,
         )
 
     @torch.no_grad()

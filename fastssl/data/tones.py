@@ -289,4 +289,5 @@ class TonesSource:
             redraw,
             views.varied,
             identity=lambda: f"{what} {views.sample_rate} {views.front}",
+            split=split,
         )

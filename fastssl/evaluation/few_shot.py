@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastssl.evaluation.features import check_finite
+
 CLASSIFIERS = ("centroid", "ridge", "logistic")
 PENALTY, INVERSE_PENALTY = 1.0, 1.0  # of ridge and (C) of logistic regression, sklearn's defaults
 MOST_STEPS, TOLERANCE = 1000, 1e-5  # of the logistic fit: largest gradient of its objective
@@ -56,6 +58,7 @@ def few_shot(
             f"few_shot: expected features (N, F) and labels (N,), received "
             f"{tuple(features_NF.shape)} and {tuple(label_N.shape)}"
         )
+    check_finite("few_shot", given=features_NF)
     chosen_EWK = draw_episodes(
         label_N, ways=ways, samples=shots + queries, episodes=episodes, seed=seed
     )

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastssl.evaluation.features import hold_out
+from fastssl.evaluation.features import HELD_OUT, hold_out
 from fastssl.evaluation.fractions import subset
 from fastssl.evaluation.sgd_probe import Goal, head
 
 PROTOCOL: dict[str, Any] = {
     "readout": "the encoder and a linear head, trained together",
     "optimizer": "SGD, Nesterov momentum .9, cosine to 0 by step",
-    "epoch_chosen_on": "every fifth labelled train image, by its loss",
+    "epoch_chosen_on": f"{HELD_OUT} that is used, by its loss",
     "batch_norm": "train mode in training, eval mode in scoring",
 }
 _CHUNK = 256  # images scored at a time
@@ -82,7 +82,7 @@ def finetune(
         raise ValueError(f"finetune: expected at least 10 labelled images, received {len(kept_n)}")
     where = device or torch.device("cpu")
     goal = Goal.of(train.target_N[kept_n])
-    fit_n, held_m = (kept_n[part] for part in hold_out(len(kept_n)))
+    fit_n, held_m = (kept_n[part] for part in hold_out(train.target_N[kept_n]))
     generator = torch.Generator().manual_seed(tuning.seed)
     encoder = copy.deepcopy(encoder).requires_grad_(True).to(where)
     with torch.no_grad():
@@ -112,11 +112,14 @@ def _trained(
     tuning: Tuning,
     generator: torch.Generator,
 ) -> Iterator[int]:
-    """Trains; yields 1, 2, ... after each epoch. Batches are of a size, give or take one image."""
+    """Trains; yields 1, 2, ... after each epoch. Batches are of a size, give or take one image.
+
+    No batch is of one image, which has no batch statistics: where it would be, it joins another.
+    """
     rate = tuning.lr * tuning.batch_size / 256
     optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, nesterov=True)
     device = next(net.parameters()).device
-    per_epoch = math.ceil(len(fit_n) / tuning.batch_size)
+    per_epoch = min(math.ceil(len(fit_n) / tuning.batch_size), len(fit_n) // 2)
     y_N, step = goal.scaled(train.target_N), 0
     for epoch in range(tuning.epochs):
         net.train()

@@ -12,6 +12,7 @@ way from there to each corner ("half": at 1/2, as the authors). The test split i
 # shapes: N images, n batch, K bits, F features, T targets
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Literal
@@ -19,17 +20,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastssl.evaluation.features import hold_out
+from fastssl.evaluation.features import check_finite, hold_out, standardise
 
 # 256 images for a readout of 128 features left the vector half way to its corner in 60 steps
 STEPS, RATE, BATCH, PENALTY = 60, 0.1, 512, 1e-2
+FLOOR, LEAST = 1e-8, 1e-60  # of a variance: relative to the mean square, and of columns of zeros
 MOST_CORNERS = 32
+Start = Literal["best", "half"]
 PROTOCOL = {
     "vector": "projected gradient (Adam, clamp to 0..1), encoder frozen",
-    "vector_start": "the best of 1/2 and of the points half way to each corner, on held-out images",
-    "vector_learned_on": "every fifth image of the train split; its readout on the others",
+    "vector_start": "best: of 1/2 and of the points half way to each corner, on held-out images; "
+    "half: 1/2",
+    "vector_learned_on": "a keyed fifth of the train split; its readout on the others",
     "vector_loss": "squared error of a ridge on standardised targets (classes: one-hot)",
-    "vector_rate": RATE,
 }
 
 
@@ -42,7 +45,7 @@ def learn_vector(
     rate: float = RATE,
     batch: int = BATCH,
     seed: int = 0,
-    start: Literal["best", "half"] = "best",
+    start: Start = "best",
 ) -> Tensor:
     """(K,) in [0, 1]: the invariances that the targets want.
 
@@ -56,15 +59,20 @@ def learn_vector(
             f"learn_vector: expected targets (N >= 10, T) and at least 1 bit, received "
             f"{tuple(target_NT.shape)} and {num_bits}"
         )
-    fit_n, held_m = hold_out(len(target_NT))
-    spread_T = target_NT.double().std(0).clamp(min=1e-12)
-    y_NT = (target_NT.double() - target_NT.double().mean(0)) / spread_T
+    if steps < 0 or not 0 < rate < math.inf:
+        raise ValueError(
+            "learn_vector: expected --steps of at least 0 and --rate above 0, received "
+            f"{steps} and {rate:g}"
+        )
+    fit_n, held_m = hold_out(target_NT)
+    (y_NT,) = standardise(target_NT)
     generator = torch.Generator().manual_seed(seed)
 
     def loss_under(bits_K: Tensor, size: int) -> Tensor:
         sizes = ((fit_n, size), (held_m, max(size // 2, 1)))
         some = [_some(part, count, generator) for part, count in sizes]
         fit_NF, held_NF = (features(part, bits_K).double() for part in some)
+        check_finite("learn_vector", train=torch.cat([fit_NF, held_NF]))
         return (_ridge(fit_NF, y_NT[some[0]], held_NF) - y_NT[some[1]]).square().mean()
 
     points = _starts(num_bits) if start == "best" else [torch.full((num_bits,), 0.5)]
@@ -118,8 +126,12 @@ def _some(position_n: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _ridge(fit_NF: Tensor, fit_NT: Tensor, other_NF: Tensor) -> Tensor:
-    """Predictions for the other rows; differentiable in all features."""
-    mean_F, scale_F = fit_NF.mean(0), (fit_NF.var(0) + 1e-8).sqrt()
+    """Predictions for the other rows; differentiable in all features, whatever their scale.
+
+    A column whose deviation is below 1e-4 of its size is that of rounding and stays small.
+    """
+    mean_F, floor_F = fit_NF.mean(0), FLOOR * fit_NF.square().mean(0)
+    scale_F = (fit_NF.var(0) + floor_F).clamp(min=LEAST).sqrt()
     fit_NF, other_NF = (fit_NF - mean_F) / scale_F, (other_NF - mean_F) / scale_F
     mean_T = fit_NT.mean(0)
     eye = torch.eye(fit_NF.shape[1], dtype=fit_NF.dtype)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastssl.evaluation.features import check_finite
+
 CHUNK = 1024
 PROTOCOL = {
     "readout": "weighted kNN vote on cosine similarity, exact",
@@ -36,6 +38,7 @@ def knn(
         raise ValueError(f"knn: k must lie in 1..{len(train_NF)} (train images), received {k}")
     if not temperature > 0:
         raise ValueError(f"knn: temperature must be positive, received {temperature}")
+    check_finite("knn", train=train_NF, test=test_MF)
     score_MC = knn_scores(train_NF, train_N, test_MF, k=k, temperature=temperature)
     yield from top_accuracies("knn", score_MC, test_M)
 

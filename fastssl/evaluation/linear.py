@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastssl.evaluation.features import hold_out, standardise
+from fastssl.evaluation.features import HELD_OUT, check_finite, hold_out, standardise
 from fastssl.evaluation.knn import top_accuracies
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
@@ -23,7 +23,7 @@ STEPS = 200
 PROTOCOL = {
     "readout": "logistic regression, full-batch L-BFGS, float64",
     "features_scaled": "to mean 0 and deviation 1 on the train split",
-    "l2_chosen_on": "every fifth image of the train split",
+    "l2_chosen_on": HELD_OUT,
     "l2_tried": list(PENALTIES),
     "steps": STEPS,
 }
@@ -40,6 +40,7 @@ def linear(
     """Yields ("linear_top1", .), from six classes on ("linear_top5", .), and ("l2", .)."""
     if len(train_NF) < 5:
         raise ValueError(f"linear: expected at least 5 train images, received {len(train_NF)}")
+    check_finite("linear", train=train_NF, test=test_MF)
     scores_of, chosen = fitted(train_NF, train_N, penalties=penalties)
     yield from top_accuracies("linear", scores_of(test_MF), test_M)
     yield "l2", chosen
@@ -55,8 +56,8 @@ def fitted(
 
 
 def choose_penalty(train_NF: Tensor, train_N: Tensor, penalties: Sequence[float]) -> float:
-    """The penalty with the least cross entropy on every fifth image of the train split."""
-    fit_n, held_m = hold_out(len(train_NF))
+    """The penalty with the least cross entropy on the held-out fifth of the train split."""
+    fit_n, held_m = hold_out(train_N)
     fit_NF, held_MF = standardise(train_NF[fit_n], train_NF[held_m])
     num_classes = int(train_N.max()) + 1
     losses = []

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastssl.evaluation.features import hold_out, standardise
+from fastssl.evaluation.features import HELD_OUT, check_finite, hold_out, standardise
 
 LAMBDAS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 PROTOCOL = {
     "readout": "ridge regression, closed form, float64",
     "features_scaled": "to mean 0 and deviation 1 on the train split",
-    "lambda_chosen_on": "every fifth image of the train split",
+    "lambda_chosen_on": HELD_OUT,
     "lambdas": list(LAMBDAS),
     "error": "squared error, mean over targets and test images; r2 as in sklearn.metrics",
 }
@@ -78,8 +78,8 @@ def mean_predictor(train_NT: Tensor, test_MT: Tensor) -> float:
 
 
 def choose_lambda(train_NF: Tensor, train_NT: Tensor, lambdas: Sequence[float] = LAMBDAS) -> float:
-    """The lambda with the least squared error on every fifth image of the train split."""
-    fit_n, held_m = hold_out(len(train_NF))
+    """The lambda with the least squared error on the held-out fifth of the train split."""
+    fit_n, held_m = hold_out(train_NT)
     fit_NF, held_MF = standardise(train_NF[fit_n], train_NF[held_m])
     held_MT = train_NT[held_m].double()
     normal = _Normal.of(fit_NF, train_NT[fit_n])
@@ -132,5 +132,6 @@ def _check(op: str, train_NF: Tensor, train_NT: Tensor, test_MF: Tensor, test_MT
                 f"{op}: expected {split} features (N, F) and targets (N, T), "
                 f"received {tuple(features.shape)} and {tuple(targets.shape)}"
             )
-        if not (torch.isfinite(features).all() and torch.isfinite(targets).all()):
-            raise ValueError(f"{op}: {split} features and targets must be finite, received NaN/inf")
+        if not torch.isfinite(targets).all():
+            raise ValueError(f"{op}: {split} targets must be finite, received NaN or infinite ones")
+    check_finite(op, train=train_NF, test=test_MF)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastssl.evaluation.features import check_finite
+
 RIDGE = 1e-3  # of the mean variance, added to the covariance's diagonal
 
 
@@ -26,6 +28,7 @@ def mahalanobis_ratio(clean_NF: Tensor, changed_NF: Tensor) -> float:
             "mahalanobis_ratio: expected two tensors (N, F) of one shape, N at least 2, received "
             f"{tuple(clean_NF.shape)} and {tuple(changed_NF.shape)}"
         )
+    check_finite("mahalanobis_ratio", clean=clean_NF, changed=changed_NF)
     clean_NF, changed_NF = clean_NF.double(), changed_NF.double()
     width = clean_NF.shape[1]
     s_FF = torch.cov(clean_NF.T).reshape(width, width)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.evaluation.features import hold_out
+from fastssl.evaluation.features import HELD_OUT, check_finite, hold_out
 from fastssl.evaluation.knn import top_accuracies
 from fastssl.evaluation.ridge import regression_scores
 
@@ -28,7 +28,7 @@ MOMENTUM = 0.9
 PROTOCOL: dict[str, Any] = {
     "features_scaled": "no",
     "optimizer": "SGD, momentum .9, cosine to 0 by epoch, no warm-up",
-    "weight_decay_chosen_on": "every fifth image of the train split, by its loss",
+    "weight_decay_chosen_on": f"{HELD_OUT}, by its loss",
 }
 
 
@@ -76,10 +76,11 @@ def sgd_probe(
     schedule = schedule or Schedule()
     if len(train_NF) < 10:
         raise ValueError(f"{name}: expected at least 10 train images, received {len(train_NF)}")
+    check_finite(name, train=train_NF, test=test_MF)
     goal = Goal.of(train_N)
     where = device or torch.device("cpu")
     x_NF, y_N = train_NF.float().to(where), goal.scaled(train_N).to(where)
-    fit_n, held_m = (part.to(where) for part in hold_out(len(x_NF)))
+    fit_n, held_m = (part.to(where) for part in hold_out(train_N))
     losses = []
     for decay in schedule.weight_decays:
         net = train_probe(x_NF[fit_n], y_N[fit_n], goal.width, decay, schedule)

@@ -56,18 +56,31 @@ class BottleneckExpand(nn.Module):
 def expand(backbone: nn.Module, dim: int, *, hidden: int = 512) -> nn.Module:
     """Puts a ``BottleneckExpand`` before the pooling of a ResNet or the convnet, in place.
 
-    Raises ValueError for a backbone without such a place.
+    Any torchvision backbone will do whose features are what its ``avgpool`` gives: EfficientNet and
+    RegNet too. Raises ValueError for one without such a place, or with layers after it.
     """
     width = int(backbone.num_features)  # type: ignore[arg-type]
+    _check_end(backbone)
     wider = BottleneckExpand(width, dim, hidden=hidden)
     if isinstance(backbone, ConvNet):
         backbone.layers.append(wider)
-    elif isinstance(getattr(backbone, "avgpool", None), nn.Module):
-        backbone.avgpool = nn.Sequential(wider, backbone.avgpool)  # type: ignore[arg-type]
     else:
-        raise ValueError(
-            f"dim: expected a torchvision ResNet or the convnet as backbone, received "
-            f"{type(backbone).__name__}"
-        )
+        backbone.avgpool = nn.Sequential(wider, backbone.avgpool)  # type: ignore[arg-type]
     backbone.num_features = dim  # type: ignore[assignment]
     return backbone
+
+
+def _check_end(backbone: nn.Module) -> None:
+    """ValueError unless the pooled channels are the features, with no weights in between."""
+    if isinstance(backbone, ConvNet):
+        return
+    names = [name for name, _ in backbone.named_children()]
+    after = names[names.index("avgpool") + 1 :] if "avgpool" in names else []
+    learnt = [n for n in after if any(True for _ in backbone.get_submodule(n).parameters())]
+    if "avgpool" not in names or learnt:
+        why = f", whose {' and '.join(learnt)} follows its pooling" if learnt else ""
+        raise ValueError(
+            "dim: expected the convnet as backbone, or a torchvision one that ends in its pooling "
+            f"(resnet*, efficientnet*, regnet*), received {type(backbone).__name__}{why}; choose "
+            "another --backbone, or leave out --dim"
+        )

@@ -3,7 +3,8 @@
 Families: Gaussian N(mu, s^2) with prior N(0, 1); Bernoulli bits with prior 1/2, sampled relaxed
 (binary Concrete, Maddison et al. 2017, arXiv:1611.00712) or hard with a straight-through gradient;
 categorical variables of K values with a uniform prior (Gumbel-softmax, Jang et al. 2017). The rate
-is the KL from the prior in nats, summed over the latent's dimensions.
+is the KL from the prior in nats, summed over the latent's dimensions. ``values`` and ``layout`` of
+a latent are those of ``nn.codes``; 0 and None for floats.
 """
 
 # shapes: N batch, C channels, S side, F features, D latent, G variables, K values of each
@@ -34,7 +35,7 @@ class GaussianLatent(nn.Module):
     def __init__(self, num_features: int, dim: int) -> None:
         super().__init__()
         self.parameters_of = nn.Linear(num_features, 2 * dim)
-        self.dim, self.values = dim, 0
+        self.dim, self.values, self.layout = dim, 0, None
         self.code_bits = 32 * dim
 
     def forward(self, h_NF: Tensor) -> Posterior:
@@ -64,7 +65,7 @@ class BernoulliLatent(nn.Module):
         super().__init__()
         self.parameters_of = nn.Linear(num_features, dim)
         self.relaxation, self.sampling = relaxation, sampling
-        self.dim, self.values = dim, 2
+        self.dim, self.values, self.layout = dim, 2, "signs"
         self.code_bits = dim
 
     def forward(self, h_NF: Tensor) -> Posterior:
@@ -101,7 +102,7 @@ class CategoricalLatent(nn.Module):
             raise ValueError(f"latent_dim: expected a multiple of {values} values, received {dim}")
         self.parameters_of = nn.Linear(num_features, dim)
         self.relaxation, self.sampling = relaxation, sampling
-        self.dim, self.values = dim, values
+        self.dim, self.values, self.layout = dim, values, "one-hot"
         self.code_bits = dim // values * math.ceil(math.log2(values))
 
     def forward(self, h_NF: Tensor) -> Posterior:

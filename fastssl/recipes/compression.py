@@ -47,8 +47,9 @@ def study(
 
     ValueError for ``codes`` of an encoder without hard codes.
     """
-    floats = [features.extract(parts.floats, part.images(_CHUNK)) for part in (train, test)]
-    raw = [features.extract(pixels, part.images(_CHUNK)) for part in (train, test)]
+    both = (train, test)
+    floats = [features.extract(parts.floats, p.images(_CHUNK), p.split) for p in both]
+    raw = [features.extract(pixels, part.images(_CHUNK), part.split) for part in both]
     values = next(iter(test.images(1)))[0].numel()
     forms = [
         compression.Form("pixels", float(input_bits or 8 * values), *raw),
@@ -57,14 +58,15 @@ def study(
     _check_codes(codes, parts)
     if parts.coded is not None:
         latent: Any = parts.coded.latent
-        both = [parts.posterior(h_NF) for h_NF in floats]
-        rate = float(both[0].rate_N.double().mean()) / compression.NATS_PER_BIT
-        coded = [part.code_ND for part in both]
+        found = [parts.posterior(h_NF) for h_NF in floats]
+        rate = float(found[0].rate_N.double().mean()) / compression.NATS_PER_BIT
+        coded = [part.code_ND for part in found]
         forms.append(compression.Form("code", float(latent.code_bits), *coded))
-        drawn = [latent.hardened(part.sample_ND) for part in both]
+        drawn = [latent.hardened(part.sample_ND) for part in found]
         forms.append(compression.Form("sample", max(rate, 0.0), *drawn))
         if codes is not None:
-            _write(codes, [pack(code_ND, values=latent.values) for code_ND in coded], train, test)
+            form = {"values": latent.values, "layout": latent.layout}
+            _write(codes, [pack(code_ND, **form) for code_ND in coded], train, test)
 
     def readout(train_NF: Tensor, test_MF: Tensor) -> Metrics:
         split = (train_NF, train.target, test_MF, test.target)

@@ -61,7 +61,7 @@ def features_of(encode: Callable[[Tensor], Tensor], part: Any, look: Look = CLEA
     """(N, F) float32 features of a labelled part, from the cache where ``encode`` has one."""
     if isinstance(encode, KeptEncoder):
         return encode.features(part, look)
-    return extract(encode, look.batches(part))
+    return extract(encode, look.batches(part), part.split)
 
 
 class KeptEncoder:
@@ -85,14 +85,14 @@ class KeptEncoder:
     def features(self, part: Any, look: Look) -> Tensor:
         """(N, F) float32 of a labelled part."""
         if self._folder is None or part.identity is None:
-            return extract(self, look.batches(part))
+            return extract(self, look.batches(part), part.split)
         key = self._key(part, look)
         path = self._folder / f"features-{key[:16]}.safetensors"
         kept_NF = read_features(path, key=key, rows=len(part.target))
         if kept_NF is not None:
             self.found += 1
             return kept_NF
-        fresh_NF = extract(self, look.batches(part))
+        fresh_NF = extract(self, look.batches(part), part.split)
         write_features(path, fresh_NF, key=key)
         return fresh_NF
 

@@ -118,8 +118,8 @@ def _alpha(train: Any, test: Any, encode: FeaturesFn) -> Metrics:
     return alpha.alpha(train_NF, train.nuisance, test_NF, test.nuisance, names=train.varied)
 
 
-def _invariance(train: Any, test: Any, encode: Any, *, targets: str, steps: int) -> Metrics:
-    """``encode``: see recipes.encoders.Conditioned."""
+def _invariance(train: Any, test: Any, encode: Any, *, targets: str, **options: Any) -> Metrics:
+    """``encode``: see recipes.encoders.Conditioned; options: steps, rate, start of the vector."""
     target_N, test_M, names = train.target, test.target, train.names
     regression = train.task == "regression"
     if targets == "nuisances":
@@ -132,14 +132,14 @@ def _invariance(train: Any, test: Any, encode: Any, *, targets: str, steps: int)
 
     def score(bits_K: Tensor) -> Metrics:
         under = partial(_under, encode, bits_K)
-        parts = [features.extract(under, part.images(_CHUNK)) for part in (train, test)]
+        parts = [features.extract(under, part.images(_CHUNK), part.split) for part in (train, test)]
         if regression:
             return ridge.ridge(parts[0], target_N, parts[1], test_M, names=names)
         return linear.linear(parts[0], target_N, parts[1], test_M)
 
     wanted_NT = target_N if regression else torch.nn.functional.one_hot(target_N).float()
     bits = encode.num_bits
-    learned_K = invariance.learn_vector(of_positions, wanted_NT, num_bits=bits, steps=steps)
+    learned_K = invariance.learn_vector(of_positions, wanted_NT, num_bits=bits, **options)
     return invariance.invariance(learned_K, score)
 
 

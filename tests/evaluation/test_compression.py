@@ -27,14 +27,15 @@ def test_packed_bits_are_numpys_and_come_back():
     assert torch.equal(unpack(packed, 19), code_ND)
 
 
-@pytest.mark.parametrize("values", [3, 4, 16])
+@pytest.mark.parametrize("values", [2, 3, 4, 16])
 def test_packed_categories_come_back(values):
     index_NG = torch.randint(0, values, (6, 5), generator=torch.Generator().manual_seed(values))
     code_ND = torch.nn.functional.one_hot(index_NG, values).flatten(1).float()
     latent = CategoricalLatent(4, 5 * values, values=values)
-    packed = pack(code_ND, values=latent.values)
+    form = {"values": latent.values, "layout": latent.layout}
+    packed = pack(code_ND, **form)
     assert packed.shape[1] == -(-latent.code_bits // 8)
-    assert torch.equal(unpack(packed, 5 * values, values=values), code_ND)
+    assert torch.equal(unpack(packed, 5 * values, **form), code_ND)
 
 
 def test_what_is_no_hard_code_is_refused():
@@ -44,6 +45,10 @@ def test_what_is_no_hard_code_is_refused():
         pack(torch.ones(1, 2), values=0)
     with pytest.raises(ValueError, match="one-hot groups of 3"):
         pack(torch.tensor([[1.0, 1.0, 0.0]]), values=3)
+    with pytest.raises(ValueError, match=r"expected -1 and 1.*give the layout of the latent"):
+        pack(torch.tensor([[0.0, 1.0]]), values=2)
+    with pytest.raises(ValueError, match="layout: signs are of 2 values, received 3"):
+        pack(torch.ones(1, 3), values=3, layout="signs")
     with pytest.raises(ValueError, match=r"unpack: packed_NY.*\(N, 2\)"):
         unpack(np.zeros((1, 1), np.uint8), 9)
 
@@ -138,3 +143,12 @@ def test_codes_are_not_written_of_runs_without_any(digits, tmp_path, capsys):
     assert evaluate.main(arguments) == 2
     assert "have no hard codes" in capsys.readouterr().err
     assert read_run(tmp_path).method.latent == "gaussian" and not (tmp_path / "c.npz").exists()
+
+
+def test_categories_of_two_values_are_written_as_their_bits(digits, tmp_path):
+    trained(digits, tmp_path, latent="categorical", values=2)
+    scored(tmp_path, "compression", "--codes", str(tmp_path / "c.npz"))
+    with np.load(tmp_path / "c.npz") as file:
+        codes_NY = file["codes"]
+    code_ND = unpack(codes_NY, 16, values=2, layout="one-hot")
+    assert codes_NY.shape[1] == 1 and (code_ND.unflatten(1, (8, 2)).sum(2) == 1).all()

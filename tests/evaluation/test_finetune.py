@@ -61,7 +61,7 @@ def test_the_epoch_with_the_least_held_out_loss_is_the_one_that_is_scored(monkey
 
     def spoilt(net, some, position):
         answer = outputs(net, some, position)
-        if len(position) == len(hold_out(100)[1]):
+        if len(position) == len(hold_out(y)[1]):
             states.append(net[0][1].weight.detach().clone())
             return (
                 answer
@@ -84,7 +84,16 @@ def test_a_fraction_trains_on_that_share_and_held_out_images_are_never_trained_o
     tuning = Tuning(epochs=2, batch_size=16, fraction=0.5)
     found = dict(finetune(net(), train, images(*data(20)), tuning=tuning))
     kept = module.subset(y, 0.5)
-    assert found["images"] == len(kept) and trained == set(kept[hold_out(len(kept))[0]].tolist())
+    assert found["images"] == len(kept) and trained == set(kept[hold_out(y[kept])[0]].tolist())
+
+
+@pytest.mark.parametrize(("count", "size"), [(11, 2), (12, 3), (22, 16), (10, 7)])
+def test_no_batch_is_of_one_image(count, size):
+    """Batch normalisation has no statistics of one; the image joins another batch instead."""
+    (x, y), sizes = data(count), []
+    train = Images(y, lambda p: x[p], lambda p, epoch: sizes.append(len(p)) or x[p])
+    dict(finetune(net(), train, images(x, y), tuning=Tuning(epochs=1, batch_size=size)))
+    assert min(sizes) >= 2 and sum(sizes) == count - count // 5 and max(sizes) <= size + 1
 
 
 def test_views_are_numbered_by_epoch():

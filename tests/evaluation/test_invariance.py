@@ -41,7 +41,7 @@ def test_an_invariance_that_removes_noise_goes_to_one():
 
 
 def test_the_vector_answers_to_held_out_images_and_not_to_those_of_the_readout():
-    n, (fit, held) = 200, hold_out(200)
+    n, (fit, held) = 200, hold_out(torch.zeros(200, 1))
     g = torch.Generator().manual_seed(0)
     target = torch.randn(n, 1, generator=g)
     answer, noise = torch.zeros(n, 1), torch.randn(n, 1, generator=g)
@@ -67,6 +67,36 @@ def test_every_corner_default_learned_and_rounded_are_scored():
     assert found["mse@learned"] == pytest.approx(5.25) and found["mse@rounded"] == 10
     assert (found["bit/0"], found["bit/1"]) == (0.25, 0.5)
     assert len(seen) == len(set(seen)) == 5
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-5, 1e5])
+def test_the_scale_of_the_features_is_no_matter(scale):
+    factor, features = world()
+    plain = learn_vector(features, factor[:, :1], num_bits=2)
+    scaled = learn_vector(lambda p, b: scale * features(p, b), factor[:, :1], num_bits=2)
+    torch.testing.assert_close(scaled, plain, rtol=0, atol=1e-3)
+    assert plain[0] < 0.05 < 0.5 < plain[1]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_features_that_are_constant_leave_the_vector_where_it_starts(value):
+    found = learn_vector(
+        lambda p, b: value * b.sum() * torch.ones(len(p), 3), world()[0][:, :1], num_bits=2
+    )
+    assert torch.isfinite(found).all() and ((found >= 0) & (found <= 1)).all()
+
+
+def test_the_start_and_the_rate_are_those_that_are_given():
+    factor, features = world()
+    half = learn_vector(features, factor[:, :1], num_bits=2, start="half", steps=0)
+    assert half.tolist() == [0.5, 0.5]
+    best = learn_vector(features, factor[:, :1], num_bits=2, steps=0)
+    assert best.tolist() == [0.25, 0.75]
+    one = learn_vector(features, factor[:, :1], num_bits=2, start="half", steps=1, rate=0.3)
+    torch.testing.assert_close((one - 0.5).abs(), torch.full((2,), 0.3), rtol=1e-3, atol=0)
+    for wrong in ({"rate": 0.0}, {"rate": float("nan")}, {"steps": -1}):
+        with pytest.raises(ValueError, match="--steps of at least 0 and --rate above 0"):
+            learn_vector(features, factor[:, :1], num_bits=2, **wrong)
 
 
 def test_targets_without_rows_are_refused():

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastssl.evaluation.features import encoder, extract, hold_out, standardise
+from fastssl.evaluation.features import encoder, extract, standardise
 from fastssl.evaluation.linear import choose_penalty, fit, linear
 
 
@@ -62,13 +62,6 @@ def test_noise_gets_the_strongest_penalty_and_clear_classes_the_weakest():
     clear = noise + 5 * F.pad(F.one_hot(y, 4), (0, 26))
     assert choose_penalty(noise, y, (1e-5, 10.0)) == 10.0
     assert choose_penalty(clear, y, (1e-5, 10.0)) == 1e-5
-
-
-def test_every_class_of_a_sorted_list_is_held_out_and_fitted():
-    fitted, held = hold_out(50)
-    assert sorted([*fitted.tolist(), *held.tolist()]) == list(range(50))
-    labels = torch.arange(50) // 10  # sorted by class
-    assert labels[held].unique().tolist() == labels[fitted].unique().tolist() == [0, 1, 2, 3, 4]
 
 
 def test_standardise_uses_the_train_part_only():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -36,6 +38,19 @@ def test_invariant_features_have_ratio_zero_and_cosine_one():
     assert found["variance_ratio"] == pytest.approx(0, abs=1e-12)
     noise = torch.randn(6, 500, 5, generator=torch.Generator().manual_seed(2))
     assert dict(meter(noise[0], {}, noise))["variance_ratio"] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3, 1.0, 50.0])
+@pytest.mark.parametrize("width", [8, 512])
+def test_a_collapsed_encoder_has_no_ratio(level, width):
+    """Equal features, and such as differ by rounding: any ratio would be that of the rounding."""
+    equal = torch.full((3, 20, width), level)
+    rounded = equal * (1 + 1e-7 * torch.randn(3, 20, width, generator=torch.manual_seed(0)))
+    for drawn_DNF in (equal, rounded):
+        found = dict(meter(drawn_DNF[0], {}, drawn_DNF))
+        assert math.isnan(found["variance_ratio"]) and found["variance_total"] < 1e-11
+    apart = equal + 1e-3 * torch.randn(3, 20, width, generator=torch.manual_seed(1))
+    assert math.isfinite(dict(meter(apart[0], {}, apart))["variance_ratio"])
 
 
 def test_meter_refuses_a_single_draw():

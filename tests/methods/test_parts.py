@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from fastssl.engine.sync_norm import RankBatchNorm, over_ranks
+from fastssl.nn.backbones import build_backbone
 from fastssl.nn.convnet import ConvNet
 from fastssl.nn.corner_heads import CornerHeads
-from fastssl.nn.expand import BottleneckExpand
+from fastssl.nn.expand import BottleneckExpand, expand
 from fastssl.nn.hyper import HyperEncoder
 from fastssl.nn.split_norm import SplitBatchNorm2d, split_batch_norm
 
@@ -101,3 +102,17 @@ def test_the_wider_bottleneck_starts_with_the_authors_deviations():
     for conv, expected in zip(convs, (32**-0.5, (32 * 9) ** -0.5, 32**-0.5), strict=True):
         assert float(conv.weight.detach().std()) == pytest.approx(expected, rel=0.06)
     assert float(convs[1].weight.detach().abs().max()) < 2.3 * (32 * 9) ** -0.5
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet18", "efficientnet_b0"])
+def test_a_backbone_that_ends_in_its_pooling_is_widened(name):
+    wider = expand(build_backbone(name, 32), 96, hidden=16).eval()
+    assert wider(torch.rand(2, 3, 32, 32)).shape == (2, 96) and wider.num_features == 96
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mlp", "densenet121"])
+def test_a_backbone_with_layers_after_its_pooling_is_refused_before_it_runs(name):
+    backbone = build_backbone(name, 64)
+    told = "MobileNetV3, whose classifier follows its pooling" if "v3" in name else "received"
+    with pytest.raises(ValueError, match=f"dim: expected the convnet.*{told}"):
+        expand(backbone, 96)

@@ -17,8 +17,8 @@ MUTANTS = (
     _evaluation(
         "vector-follows-the-fit-images",
         "invariance",
-        "((fit_n, batch), (held_m, max",
-        "((fit_n, batch), (fit_n, max",
+        "((fit_n, size), (held_m, max",
+        "((fit_n, size), (fit_n, max",
     ),
     _evaluation(
         "sgd-decay-chosen-on-what-was-fitted",
@@ -79,6 +79,43 @@ MUTANTS = (
         "    if False:\n",
         _COMMAND,
     ),
+    _evaluation(
+        "nan-features-are-ranked",
+        "knn",
+        'check_finite("knn", train=train_NF, test=test_MF)',
+        "pass",
+    ),
+    _evaluation(
+        "fifth-of-an-order-with-a-period",
+        "features",
+        "torch.from_numpy(\n        keyed.permutation(len(target_N), seed=0, epoch=0, "
+        'stream="hold-out")\n    ).long()',
+        "torch.arange(len(target_N))",
+    ),
+    _evaluation(
+        "fifth-is-not-of-each-class", "features", "[class_N.argsort(stable=True)]", "[class_N >= 0]"
+    ),
+    _evaluation(
+        "small-features-are-constant",
+        "features",
+        "(1e-12 * mean_F.abs()).clamp",
+        "(1e-12 * mean_F.abs().max().expand_as(mean_F)).clamp",
+    ),
+    _evaluation(
+        "vector-depends-on-the-scale-of-the-features",
+        "invariance",
+        "FLOOR * fit_NF.square().mean(0)",
+        "FLOOR",
+    ),
+    _evaluation("collapse-is-invariance", "meter", "if total > rounding", "if total > 0"),
+    _evaluation("batch-of-one-image", "finetune", ", len(fit_n) // 2)", ", len(fit_n))"),
+    Mutant(
+        "layers-after-the-pooling-are-passed-over",
+        "fastssl/nn/expand.py",
+        'if "avgpool" not in names or learnt:',
+        'if "avgpool" not in names:',
+        ("tests/methods/test_parts.py",),
+    ),
     _evaluation("vector-leaves-the-cube", "invariance", "bits_K.clamp_(0, 1)", "pass"),
     _evaluation("ratio-upside-down", "compression", "forms[0].bits / bits", "bits / forms[0].bits"),
     Mutant(
@@ -86,6 +123,13 @@ MUTANTS = (
         "fastssl/nn/codes.py",
         "torch.arange(width).flip(0)",
         "torch.arange(width)",
+        ("tests/evaluation/test_compression.py",),
+    ),
+    Mutant(
+        "two-categories-are-taken-for-signs",
+        "fastssl/nn/latent.py",
+        'self.layout = dim, values, "one-hot"',
+        'self.layout = dim, values, "signs" if values == 2 else "one-hot"',
         ("tests/evaluation/test_compression.py",),
     ),
     Mutant(
