@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.metadata
 import os
 import platform
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
+WRITTEN = (":(top,exclude)benchmarks/results", ":(top,exclude)docs/claims.md")
 PACKAGES = (
     "torch",
     "numpy",
@@ -139,9 +141,15 @@ def _version(name: str) -> str | None:
         return None
 
 
+@functools.cache
 def commit() -> str:
-    """The commit that is checked out, "+changes" behind it where the tree differs from it."""
-    return _git(["rev-parse", "--short", "HEAD"]) + ("+changes" if _git(["status", "-s"]) else "")
+    """The commit that was checked out when this process first asked, whose code it runs.
+
+    "+changes" is behind it where the tree differs from it, but for what the commands here write:
+    a record would otherwise make the next seed one of changed code.
+    """
+    changed = _git(["status", "-s", "--", ":(top)", *WRITTEN])
+    return _git(["rev-parse", "--short", "HEAD"]) + ("+changes" if changed else "")
 
 
 def _git(arguments: Sequence[str]) -> str:

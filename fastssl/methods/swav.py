@@ -45,7 +45,8 @@ class SwAV(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of two large views (N, C, S, S), then any number of smaller ones."""
         check_crops("swav", views)
-        embeddings = by_size(lambda x: self.projector(self.backbone(x)), views)
+        # the head, and its batch norm, sees all crops at once, as in the authors' code
+        embeddings = by_size(self.projector, by_size(self.backbone, views))
         trained = (self.steps >= self.frozen_steps).to(embeddings[0].dtype)
         scores = [self.prototypes(z_ND, trained) for z_ND in embeddings]
         older = None

@@ -12,11 +12,14 @@ from torch import nn
 from fastssl.engine import checkpoint
 from fastssl.engine.plan import total_steps
 from fastssl.engine.ranks import ALONE
+from fastssl.methods import METHODS
 from tests.distributed import fitting
+from tests.methods import fitted
 
 # Six float64 steps through four convolutions and batch norms, whose sums run in another order:
 # 1e-16 at the start, ten times that after each step or two.
 RELATIVE = 1e-12
+ABSOLUTE = 1e-15  # of what is zero but for rounding: running means behind a norm without a shift
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -35,6 +38,18 @@ def test_a_queue_over_ranks_is_the_queue_of_one_process(two, tmp_path, name):
         for key, expected in one["state"].items():
             error = (rank["state"][key] - expected).double().norm()
             assert error <= RELATIVE * expected.double().norm(), f"{key}: {error:.1e}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_train_every_method_as_one_process(two, tmp_path, name):
+    """With batch norms over the ranks; the key encoders' are not split, for a rank splits its own
+    rows. Numbers that a method draws in its forward are replaced by one number."""
+    one = fitted.on_a_rank(str(tmp_path / "one"), name, ALONE)
+    for rank in two.run(fitted.on_a_rank, str(tmp_path / "two"), name):
+        for key, expected in one["state"].items():
+            error = (rank["state"][key] - expected).double().norm()
+            bound = RELATIVE * expected.double().norm() + ABSOLUTE
+            assert error <= bound, f"{key}: {error:.1e}"
 
 
 def final(folder: Path) -> dict:

@@ -4,14 +4,28 @@
 from __future__ import annotations
 
 import copy
-import importlib
+import shutil
 
 import pytest
 import torch
 from torch import nn
 
+from fastssl.engine import monitors
+from fastssl.engine.readout import observing
 from fastssl.methods import METHODS
-from fastssl.nn.convnet import ConvNet
+from tests.distributed.test_fit import final
+from tests.methods.built import (
+    assert_gradients_reach,
+    build,
+    by_loops,
+    compiled_whole,
+    gradients,
+    run,
+    table_of,
+    two_views,
+    without_an_eye,
+)
+from tests.methods.fitted import STEPS, fitted
 from tests.methods.paper_of_sounds import mtslvr
 from tests.methods.papers import (
     ASYMMETRIC,
@@ -19,9 +33,7 @@ from tests.methods.papers import (
     LOWEST,
     OWN_FEATURES,
     RANDOM,
-    SMALL,
     UNUSED,
-    told,
 )
 from tests.methods.papers import (
     PAPERS as IMAGES,
@@ -39,38 +51,8 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def build(name, seed=0, **settings):
-    config_class, path = METHODS[name]
-    module, _, cls = path.partition(":")
-    torch.manual_seed(seed)
-    config = config_class(**(SMALL.get(name, {}) | settings))
-    return getattr(importlib.import_module(module), cls)(ConvNet(), config)
-
-
-def two_views(n=6, seed=1, dtype=torch.float32):
-    g = torch.Generator().manual_seed(seed)
-    base = torch.rand(n, 3, 16, 16, generator=g, dtype=dtype)
-    noise = [0.1 * torch.rand(n, 3, 16, 16, generator=g, dtype=dtype) for _ in range(2)]
-    return tuple(base + part for part in noise)
-
-
-def table_of(method, views):
-    """What the method reads beside the views, as the step hands it over."""
-    table = told(len(views[0]), views[0].dtype)
-    return method.leaves(table) if hasattr(method, "leaves") else table
-
-
-def run(method, views, table=None):
-    """Loss and metrics; random numbers, where a method draws some, are those of one seed."""
-    table = table_of(method, views) if table is None else table
-    torch.manual_seed(3)
-    return method(views, table)
-
-
 def paper(name, method, views):
-    table = table_of(method, views)
-    torch.manual_seed(3)
-    return PAPERS[name](method, views, table)
+    return by_loops(PAPERS[name], method, views)
 
 
 def test_every_method_has_its_paper_written_out():
@@ -81,9 +63,9 @@ def test_every_method_has_its_paper_written_out():
 def test_loss_equals_the_paper_written_as_loops(name):
     method = build(name).double()
     views = two_views(dtype=torch.float64)
-    by_loops = paper(name, copy.deepcopy(method), views)
+    expected = paper(name, copy.deepcopy(method), views)
     loss, _ = run(method, views)
-    assert loss.item() == pytest.approx(by_loops.item(), rel=1e-10)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -98,23 +80,13 @@ def test_gradients_equal_the_paper_written_as_loops(name):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10 * largest)
 
 
-def gradients(method, loss):
-    params = [p for p in method.parameters() if p.requires_grad]
-    return torch.autograd.grad(loss, params)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_all_trained_parameters_get_a_finite_gradient(name):
     method = build(name)
     loss, metrics = run(method, two_views(16))
-    loss.backward()
     assert loss.ndim == 0 and torch.isfinite(loss)
     assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
-    for key, parameter in method.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, key
-            assert torch.isfinite(parameter.grad).all(), key
-            assert parameter.grad.abs().max() > 0 or (name in UNUSED and UNUSED[name] in key), key
+    assert_gradients_reach(method, loss, UNUSED.get(name, ""))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -220,16 +192,8 @@ def test_wrong_numbers_or_shapes_of_views_are_refused(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_forward_is_one_graph_and_is_compiled_once(name):
     """fullgraph refuses graph breaks; the counting backend sees one forward and no recompile."""
-    torch._dynamo.reset()
-    graphs = []
-
-    def counting(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
     method = build(name)
-    torch._dynamo.config.trace_autograd_ops = hasattr(method, "leaves")
-    step = torch.compile(method.forward, fullgraph=True, dynamic=False, backend=counting)
+    step, compiler = compiled_whole(method)
     for seed in range(3):
         views = two_views(seed=seed)
         reference = loss_of(method, views)
@@ -239,4 +203,26 @@ def test_forward_is_one_graph_and_is_compiled_once(name):
         if name not in RANDOM:  # the compiler's generator draws other numbers
             torch.testing.assert_close(loss, reference)
         loss.backward()
-    assert len(graphs) == 1
+    assert len(compiler.graphs) == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_resumed_in_a_fresh_object_ends_in_the_same_bytes(name, tmp_path):
+    """The object that goes on has other weights, queues, teachers and counters when it is made."""
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    fitted(name, whole)
+    shutil.copytree(whole, halved)
+    shutil.rmtree(halved / "checkpoints" / f"step-{STEPS:08d}")
+    resumed = fitted(name, halved, seed=7, resume=True)
+    assert f"resumed from step {STEPS // 2} of {STEPS}" in resumed["said"]
+    assert final(halved) == final(whole)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_collapse_is_seen_by_the_monitor_and_health_is_not_taken_for_it(name):
+    gain = 3 * torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    views = tuple(gain * view for view in two_views(16))  # images that differ as pictures do
+    for method, expected in ((build(name), set()), (without_an_eye(build(name)), {"collapse"})):
+        with observing(method, torch.device("cpu")), torch.no_grad():
+            values = monitors.measure(tuple(method.features(view) for view in views))
+        assert monitors.warnings(values).keys() == expected, values
