@@ -328,10 +328,10 @@ class AudioFolderSource:
             return contents_identity(f"{what} {views.front}", map(_content, paths))
 
         names, varied = self._split.classes, self.views.varied
-        task = "classification"
         return Labelled(
-            classes, task, names, render, redraw, varied, identity=identity, split=split
-        )
+            classes, "classification", names, render, redraw, varied,
+            identity=identity, split=split,
+        )  # fmt: skip
 
 
 def _content(path: str) -> bytes:
