@@ -10,12 +10,14 @@ half the price of reverse over reverse, and torch.compile sees nothing out of th
 # shapes: N batch, M = 2N rows, C channels
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _LINEAR = {
@@ -33,14 +35,46 @@ _RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 def tangent(f: Callable[[Tensor], Tensor], x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
     """f(x) and the derivative of f at x along dx, each (N, ...); x, dx: (N, ...).
 
-    Where f normalises over the batch the derivative is that of all rows moving at once. Raises
-    ValueError for an operator of f that has no rule.
+    Where f normalises over the batch the derivative is that of all rows moving at once, those of
+    other processes included where a norm of f has a ``group``. Raises ValueError for an operator
+    of f that has no rule.
     """
     assert x.shape == dx.shape and len(x) > 0
-    with _Stacked():
+    with _norms_over_ranks(f), _Stacked():
         y_MF = f(torch.cat([x, dx]))
     value, derivative = y_MF.chunk(2)
     return value, derivative
+
+
+@contextlib.contextmanager
+def _norms_over_ranks(f: Any) -> Iterator[None]:
+    """Inside, batch norms of ``f`` over several processes take values on tangents.
+
+    Their statistics come of collectives, which have no rule: the module itself runs on the values.
+    """
+    modules = f.modules() if isinstance(f, nn.Module) else ()
+    norms = [(m, vars(m).get("forward")) for m in modules if getattr(m, "group", None) is not None]
+    for norm, _ in norms:
+        norm.forward = functools.partial(_by_reverse, norm.forward)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for norm, own in norms:
+            del norm.forward
+            if own is not None:
+                norm.forward = own
+
+
+def _by_reverse(f: Callable[[Tensor], Tensor], x_M: Tensor) -> Tensor:
+    """f(x) and f'(x) dx of any differentiable f: u -> f'(x)^T u is linear, its transpose is f'."""
+    with torch._C.DisableTorchFunction():
+        x, dx = x_M.chunk(2)
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        y = f(x)
+        u = torch.zeros_like(y, requires_grad=True)
+        (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)
+        (dy,) = torch.autograd.grad(pulled, u, dx, create_graph=True)
+        return torch.cat([y, dy])
 
 
 class _Stacked(TorchFunctionMode):

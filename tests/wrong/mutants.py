@@ -6,6 +6,7 @@ from tests.wrong import (
     in_audio,
     in_augment,
     in_compat,
+    in_contract,
     in_data,
     in_distributed,
     in_engine,
@@ -23,6 +24,7 @@ MUTANTS += in_augment.MUTANTS + in_data.MUTANTS
 MUTANTS += in_sigmoid_pairs.MUTANTS
 MUTANTS += in_audio.MUTANTS
 MUTANTS += in_evaluation.MUTANTS
+MUTANTS += in_contract.MUTANTS
 
 # One per room, quick to run: these are planted in the default suite too.
 SAMPLE = (
