@@ -27,6 +27,7 @@ from fastssl.data.batch import (
     Shown,
     check_batch_size,
     contents_identity,
+    fingerprint,
     part,
     with_classes,
 )
@@ -126,6 +127,13 @@ class ArraySource:
     def report(self) -> dict:
         """Nothing can be skipped here."""
         return {"skipped": []}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Shapes and labels in few bytes."""
+        shape = tuple(self._train.shape[1:])
+        each = (f"{shape}" for _ in range(self.num_samples))
+        tests = () if self._test is None else (f"test {tuple(self._test.shape)}",)
+        return {**fingerprint((*each, *tests), self._split.label), "samples": self.num_samples}
 
     def labelled(self, split: str, limit: int | None = None) -> Labelled | None:
         """Clean images with their class, or None without labels of two classes at least.

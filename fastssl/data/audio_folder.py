@@ -30,7 +30,14 @@ from fastssl.data.audio_decode import (
     finite,
 )
 from fastssl.data.audio_views import AudioViews
-from fastssl.data.batch import Batch, Labelled, check_batch_size, contents_identity, part
+from fastssl.data.batch import (
+    Batch,
+    Labelled,
+    check_batch_size,
+    contents_identity,
+    fingerprint,
+    part,
+)
 from fastssl.data.folder_labels import Split, find_split, labelled_indices
 from fastssl.data.headers import BadFile
 from fastssl.data.prefetch import Prefetcher
@@ -236,6 +243,12 @@ class AudioFolderSource:
         """What was skipped and why, ready for JSON."""
         entries = [{"path": printable(path), "reason": why} for path, why in self.skipped()]
         return {"skipped": entries, "num_files": self._num_files}
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """Names, sizes and labels in few bytes."""
+        sizes = (os.stat(os.path.join(self._root, path)).st_size for path in self._paths)
+        named = (f"{path} {size}" for path, size in zip(self._paths, sizes, strict=True))
+        return fingerprint(named, self._split.label)
 
     def _weigh_bad(self) -> None:
         share = len(self.skipped()) / self._num_files

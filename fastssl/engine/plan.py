@@ -76,7 +76,9 @@ def resolved(config: TrainConfig, *, source: Source, device: torch.device) -> di
     """What this start makes of the settings that leave something open; plain values."""
     steps = total_steps(source, config)
     samples = config.batch_size * config.accumulate
+    seen = seen_of(source)
     return {
+        **({} if seen is None else {"data": seen}),
         "device": str(device),
         "precision": resolve_precision(config.precision, device),
         "total_steps": steps,
@@ -87,6 +89,12 @@ def resolved(config: TrainConfig, *, source: Source, device: torch.device) -> di
         "samples": source.num_samples,
         "views_per_step": samples * source.num_views,
     }
+
+
+def seen_of(source: Source) -> dict | None:
+    """The source's fingerprint: plain values that differ when its data do; None without one."""
+    look = getattr(source, "fingerprint", None)
+    return None if look is None else look()
 
 
 def warmup_steps(config: TrainConfig, steps: int) -> int:

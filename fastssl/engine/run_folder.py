@@ -22,6 +22,7 @@ import yaml
 from fastssl.engine.config import TrainConfig, as_plain
 from fastssl.engine.environment import describe
 from fastssl.engine.files import TEMPORARY, write_json, write_text
+from fastssl.engine.same_data import RESOLVED, kept_of_data, refuse_other_data
 
 _MARK = "# fastssl run\n"
 _MOST_CONFIG_BYTES = 1 << 20
@@ -32,7 +33,6 @@ _OURS = (
     *("metrics.jsonl", "train.log", "environment.json", "checkpoints", "export", "evaluation"),
     *("tensorboard", "wandb", "trackio", "cache", "config.yaml"),
 )
-_RESOLVED = "resolved"  # section of config.yaml: what a start made of the settings
 _MAY_CHANGE = frozenset(
     f"train.{key}"
     for key in (
@@ -58,6 +58,7 @@ class RunFolder:
         self.settings = settings
         self.resuming = resuming
         self._lock = lock
+        self._given_as: str | None = None  # the data when the run began; they may have moved
         self._made = made  # folders that did not exist before, innermost first
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
@@ -68,17 +69,26 @@ class RunFolder:
 
     def identity(self) -> dict:
         """The settings that may not change within one run."""
-        return {k: v for k, v in _flat(self.settings).items() if k not in _MAY_CHANGE}
+        flat = _flat(self.settings)
+        if self._given_as is not None:
+            flat["train.data"] = self._given_as
+        return {k: v for k, v in flat.items() if k not in _MAY_CHANGE}
 
     def begin(self, resolved: dict) -> None:
         """Everything has been validated: replace what --overwrite gives up, write config.yaml.
 
-        ``resolved``: plain values that this start makes of the settings; a resume may differ.
+        ``resolved``: plain values that this start makes of the settings; a resume may differ, but
+        for its ``data`` (see ``same_data``): ValueError.
         """
+        before = kept_of_data(read_settings(self.path)) if self.resuming else None
+        refuse_other_data(before, resolved.get("data"))
         if not self.resuming:
             _delete_run(self.path)
+        if "data" in resolved:
+            self._given_as = (before or {}).get("given_as", self.settings["train"]["data"])
+            resolved = {**resolved, "data": {**resolved["data"], "given_as": self._given_as}}
         # config.yaml first: a process killed between these lines leaves a folder known as a run.
-        text = yaml.safe_dump({**self.settings, _RESOLVED: resolved}, sort_keys=False)
+        text = yaml.safe_dump({**self.settings, RESOLVED: resolved}, sort_keys=False)
         write_text(self.config_file, _MARK + text)
         for folder in (self.checkpoints, self.export):
             folder.mkdir(exist_ok=True)
@@ -306,11 +316,14 @@ def _take_back(path: Path, made: list[Path]) -> None:
 
 
 def _refuse_changes(path: Path, settings: dict) -> None:
-    stored = {key: value for key, value in read_settings(path).items() if key != _RESOLVED}
+    whole = read_settings(path)
+    stored = {key: value for key, value in whole.items() if key != RESOLVED}
     before, now = _flat(stored), _flat(settings)
     for key, default in _flat({"train": as_plain(TrainConfig())}).items():
         if key in now:  # perhaps a setting that came after the run was begun
             before.setdefault(key, default)
+    if kept_of_data(whole) is not None:  # data that moved; whether they are the same is seen later
+        before["train.data"] = now["train.data"]
     changed = [
         key
         for key in sorted(before.keys() | now.keys())

@@ -19,10 +19,11 @@ from fastssl.engine.device import resolve_device
 from fastssl.engine.export import Card, Score, export_backbone
 from fastssl.engine.guard import TrainingDiverged
 from fastssl.engine.loop import fit
-from fastssl.engine.plan import check, plan_lines, rehearse, resolved, total_steps
+from fastssl.engine.plan import check, plan_lines, rehearse, resolved, seen_of, total_steps
 from fastssl.engine.ranks import LeaderFailed, Ranks, joined
 from fastssl.engine.readout import run_readouts
-from fastssl.engine.run_folder import RunFolder, check_out, open_run
+from fastssl.engine.run_folder import RunFolder, check_out, open_run, read_settings
+from fastssl.engine.same_data import kept_of_data, refuse_other_data
 from fastssl.engine.signals import EXIT_CODES, Stopped, StopSignals
 from fastssl.engine.trackers import check_trackers
 from fastssl.kernels import native
@@ -30,7 +31,7 @@ from fastssl.recipes.assess import append_record, make_record, recorded_by
 from fastssl.recipes.catalogue import default_run, short_name
 from fastssl.recipes.encoders import build_method, hears, snippet_of
 from fastssl.recipes.readouts import FeaturesFn, Readout, make_readout, pixels, usual_kind
-from fastssl.recipes.run import Run
+from fastssl.recipes.run import Run, own_data, read_run
 
 LIVE = {"train_limit": 2000, "test_limit": 500}
 FINAL = {"train_limit": 6000, "test_limit": 2000}
@@ -56,6 +57,8 @@ def plan(run: Run) -> list[str]:
     check_out(as_plain(run))
     size = int(os.environ.get("WORLD_SIZE", "1"))
     parts = validated(run, cache_dir=None, num_ranks=size, scan_budget_s=GLANCE_S)
+    if run.train.resume and run.train.out and (seen := seen_of(parts.source)) is not None:
+        refuse_other_data(kept_of_data(read_settings(run.train.out)), seen)
     lines = plan_lines(
         run.train,
         source=parts.source,
@@ -191,18 +194,26 @@ def open_data(
 ) -> Any:
     """The source that the run trains on."""
     config = run.train
-    return open_source(
-        config.data,
-        image_size=config.image_size,
-        seed=config.seed,
-        augment=config.augment,
-        factor=config.factor,
-        workers=config.workers,
-        device=device,
-        cache_dir=cache_dir,
-        max_bad=config.max_bad_files,
-        scan_budget_s=scan_budget_s,
-    )
+    with own_data(config.data) if _as_begun(config) else contextlib.nullcontext():
+        return open_source(
+            config.data,
+            image_size=config.image_size,
+            seed=config.seed,
+            augment=config.augment,
+            factor=config.factor,
+            workers=config.workers,
+            device=device,
+            cache_dir=cache_dir,
+            max_bad=config.max_bad_files,
+            scan_budget_s=scan_budget_s,
+        )
+
+
+def _as_begun(config: TrainConfig) -> bool:
+    """Whether a run is resumed on the data that its folder names."""
+    if not (config.resume and config.out and (config.out / "config.yaml").is_file()):
+        return False
+    return read_run(config.out).train.data == config.data
 
 
 def with_readout(parts: Parts, console: Console) -> Parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fastssl.data.sources import open_source
+from fastssl.data.sources import open_source, refuse_missing
 from fastssl.engine.device import resolve_device
 from fastssl.engine.files import write_json
 from fastssl.nn.backbones import stem_name
@@ -22,7 +23,7 @@ from fastssl.recipes.encoders import Conditioned, by_default, hears, load_encode
 from fastssl.recipes.feature_cache import KeptEncoder
 from fastssl.recipes.foreign import foreign_run, load_foreign
 from fastssl.recipes.readouts import Readout, make_readout
-from fastssl.recipes.run import Run, read_run
+from fastssl.recipes.run import Run, own_data, read_run
 from fastssl.recipes.studies import STUDIES, Study, make_study
 
 RECORDS = "evaluation/scores.jsonl"  # inside the run folder
@@ -79,20 +80,21 @@ def evaluate(
     label of tones, None for the run's. Raises ValueError for labels that do not fit.
     """
     _check_counts({"train-images": train_images, "test-images": test_images, "k": options.get("k")})
-    run = subject.run
+    run, where = subject.run, resolve_device(device)
+    whose = own_data(run.train.data) if data is None else contextlib.nullcontext()
     data = data or run.train.data
-    where = resolve_device(device)
-    sounds = _fitting(data, run, subject.name)
-    alike = sounds or data_kind(data) == data_kind(run.train.data)
-    source = open_source(
-        data,
-        image_size=run.train.image_size,
-        seed=run.train.seed,
-        augment=run.train.augment if alike else None,  # the same normalisation
-        factor=factor or run.train.factor,
-        workers=workers,
-        device=where,
-    )
+    with whose:
+        refuse_missing(data)
+        alike = _fitting(data, run, subject.name) or data_kind(data) == data_kind(run.train.data)
+        source = open_source(
+            data,
+            image_size=run.train.image_size,
+            seed=run.train.seed,
+            augment=run.train.augment if alike else None,  # the same normalisation
+            factor=factor or run.train.factor,
+            workers=workers,
+            device=where,
+        )
     if source.kind in EMBEDDED:
         train_images = train_images or EMBEDDED_IMAGES["train"]
         test_images = test_images or EMBEDDED_IMAGES["test"]
