@@ -129,7 +129,11 @@ def open_run(settings: dict, *, name: str) -> RunFolder:
         _refuse_foreign(path)
         made = _make(path)
     train["out"] = str(path)
-    lock = _locked(path)
+    try:
+        lock = _locked(path)
+    except OSError:
+        _remove(made)
+        raise
     try:
         resuming = _claim(path, settings)
     except BaseException:
@@ -262,8 +266,9 @@ def _locked(path: Path) -> int:
     if not _is_current(lock, path / _LOCK):  # the other process gave up its start just now
         os.close(lock)
         raise ValueError(f"out: {path} is in use by another fastssl process; try again")
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
+    with contextlib.suppress(OSError):  # a full disk; the name is for messages alone
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
     return lock
 
 
@@ -310,6 +315,10 @@ def _take_back(path: Path, made: list[Path]) -> None:
     if not (path / "cache").is_symlink():
         shutil.rmtree(path / "cache", ignore_errors=True)
     (path / _LOCK).unlink(missing_ok=True)
+    _remove(made)
+
+
+def _remove(made: list[Path]) -> None:
     with contextlib.suppress(OSError):  # someone else's files may be there by now
         for folder in made:
             folder.rmdir()
@@ -355,7 +364,13 @@ def _flat(settings: dict, prefix: str = "") -> dict:
 def _make(path: Path) -> list[Path]:
     """Make the folder and its parents; those that did not exist, innermost first."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _remove(made)
+        raise ValueError(
+            f"out: {path} cannot be made: {error.strerror}; give another --out"
+        ) from error
     return made
 
 

@@ -22,6 +22,7 @@ from fastssl.engine.loop import fit
 from fastssl.engine.plan import check, plan_lines, rehearse, resolved, seen_of, total_steps
 from fastssl.engine.ranks import LeaderFailed, Ranks, joined
 from fastssl.engine.readout import run_readouts
+from fastssl.engine.result import FitResult
 from fastssl.engine.run_folder import RunFolder, check_out, open_run, read_settings
 from fastssl.engine.same_data import kept_of_data, refuse_other_data
 from fastssl.engine.signals import EXIT_CODES, Stopped, StopSignals
@@ -123,7 +124,7 @@ def _train(run: Run, folder: RunFolder, console: Console, stop: StopSignals, ran
         ranks=ranks,
     )
     if result.finished:
-        report(parts, folder, result.steps, untrained=untrained, console=console, stop=stop)
+        report(parts, folder, result, untrained=untrained, console=console, stop=stop)
     return result.exit_code
 
 
@@ -270,7 +271,7 @@ def pausing(encode: FeaturesFn, stop: StopSignals) -> FeaturesFn:
 def report(
     parts: Parts,
     folder: RunFolder,
-    steps: int,
+    result: FitResult,
     *,
     untrained: dict[str, float],
     console: Console,
@@ -280,16 +281,27 @@ def report(
     metrics = score(parts, stop)
     told = _scores(parts, metrics, untrained, stop)
     try:
-        _keep(parts, folder, steps, metrics)
+        _keep(parts, folder, result.steps, metrics)
     except OSError as error:
         file = error.filename or folder.export
         raise OSError(
-            f"step {steps}: the training is done and saved, but {file} could not be written "
+            f"step {result.steps}: the training is done ({_saved(result)}), but {file} could not "
+            f"be written "
             f"({error.strerror or error}); make room and {_how_to_go_on(folder)}"
         ) from error
     _tell_skipped(parts.source.report()["skipped"], console)
     for line in [*told, *_next(folder, parts.final)]:
         console.line(line)
+    if result.saved_at < result.steps:
+        console.warn(f"{_saved(result)}: --resume would train again from there")
+
+
+def _saved(result: FitResult) -> str:
+    """What a repeated command could go on from."""
+    if result.saved_at == result.steps:
+        return "and saved"
+    last = f"the newest checkpoint is of step {result.saved_at} of {result.steps}"
+    return last if result.saved_at else "no checkpoint could be saved"
 
 
 def _keep(parts: Parts, folder: RunFolder, steps: int, metrics: dict[str, float]) -> None:

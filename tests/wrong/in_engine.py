@@ -178,7 +178,7 @@ STARTS_AND_ENDS = (
         "engine/same_data",
         "if k != _GIVEN} == now:",
         "if k != _GIVEN} or now:",
-        "tests/commands/test_moved_data.py",
+        "commands/test_moved_data.py",
     ),
     _start(
         "validated-after-the-folder-is-claimed",
