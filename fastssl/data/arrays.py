@@ -57,6 +57,7 @@ class ArraySource:
         self.num_views, self.image_shape = policy.num_views, (3, *[policy.sizes[0]] * 2)
         self.num_samples = len(split.train)
         self.task = "classification" if split.classes else None
+        self.has_test_split = len(split.test) > 0
         self._split, self._device = split, device
         self._train, self._test = parts
 
@@ -172,7 +173,7 @@ class ArraySource:
             self._split.classes,
             render,
             redraw,
-            rendering.VARIED,
+            rendering.varied(self.policy),
             shift=shift,
             shifts=rendering.SHIFTS,
             identity=lambda: self._identity(images, rows, chosen),
@@ -262,8 +263,12 @@ def read_arrays(path: str) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             _check_keys(list(file.keys()))
             return {key: file.get_tensor(key) for key in KEYS if key in file.keys()}  # noqa: SIM118
-    except ValueError:
-        raise
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        kind = path.rpartition(".")[2]
+        what = "objects, not numbers" if "Object" in str(error) else f"something else than .{kind}"
+        raise ValueError(f"expected arrays of numbers, the file holds {what}") from None
     except Exception as error:  # what a damaged file makes three readers raise
         raise ValueError(f"the file cannot be read ({error})") from None
 

@@ -76,6 +76,7 @@ class AudioFolderSource:
         self._split: Split = find_split(self._paths)
         self.num_samples = len(self._split.train)
         self.task = "classification" if self._split.classes else None
+        self.has_test_split = len(self._split.test) > 0
         self.backend = _chosen(backend)
         self._dali = None
         if self.backend == "dali":

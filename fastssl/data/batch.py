@@ -134,6 +134,6 @@ def check_batch_size(batch_size: int, num_samples: int, name: str) -> None:
     if batch_size > num_samples:
         smaller = f"give --batch-size {num_samples} or less, or " if num_samples >= 2 else ""
         raise ValueError(
-            f"{name}: {num_samples} usable training samples, but batch_size is {batch_size}; "
+            f"{name}: {num_samples} usable training samples, but --batch-size is {batch_size}; "
             f"{smaller}add images"
         )

@@ -71,6 +71,7 @@ class EncodedSource:
         self.num_views, self.image_shape = policy.num_views, (3, *[policy.sizes[0]] * 2)
         self.num_samples = len(split.train)
         self.task = "classification" if split.classes else None
+        self.has_test_split = len(split.test) > 0
         self.all_listed = store.complete
         self._store, self._split = store, split
         self._workers, self._device = max(1, workers), device or torch.device("cpu")
@@ -220,7 +221,7 @@ class EncodedSource:
             self._split.classes,
             render,
             redraw,
-            rendering.VARIED,
+            rendering.varied(self.policy),
             shift=shift,
             shifts=rendering.SHIFTS,
             identity=identity,

@@ -27,10 +27,10 @@ from fastssl.engine.run_folder import RunFolder, check_out, open_run, read_setti
 from fastssl.engine.same_data import kept_of_data, refuse_other_data
 from fastssl.engine.signals import EXIT_CODES, Stopped, StopSignals
 from fastssl.engine.trackers import check_trackers
-from fastssl.kernels import native
-from fastssl.recipes.assess import append_record, make_record, recorded_by
+from fastssl.recipes.assess import append_record, make_record, recorded_by, split_name
 from fastssl.recipes.catalogue import default_run, short_name
 from fastssl.recipes.encoders import build_method, hears, snippet_of
+from fastssl.recipes.ops import backends
 from fastssl.recipes.readouts import FeaturesFn, Readout, make_readout, pixels, usual_kind
 from fastssl.recipes.run import Run, own_data, read_run
 
@@ -60,13 +60,20 @@ def plan(run: Run) -> list[str]:
     parts = validated(run, cache_dir=None, num_ranks=size, scan_budget_s=GLANCE_S)
     if run.train.resume and run.train.out and (seen := seen_of(parts.source)) is not None:
         refuse_other_data(kept_of_data(read_settings(run.train.out)), seen)
+    ops = backends(
+        parts.method,
+        parts.source,
+        device=parts.device,
+        batch_size=run.train.batch_size // size,
+    )
     lines = plan_lines(
         run.train,
         source=parts.source,
         method=parts.method,
         device=parts.device,
-        backends=backends(parts),
+        backends=ops,
     )
+    lines += [] if ops else [f"{'ops':<18}PyTorch's own"]
     loader = getattr(parts.source, "loading", "PyTorch, vectorised")
     readout = usual_kind(parts.source) or "none: the data has no labels"
     lines += [f"{'data loader':<18}{loader}", f"{'scored by':<18}{readout}"]
@@ -163,7 +170,7 @@ def validated(
     check_trackers(run.train)
     parts = build(run, cache_dir=cache_dir, scan_budget_s=scan_budget_s)
     _refuse_long_warmup(run.train, total_steps(parts.source, run.train, num_ranks=num_ranks))
-    rehearse(parts.method, parts.source)
+    rehearse(parts.method, parts.source, batch_size=run.train.batch_size // num_ranks)
     return parts
 
 
@@ -229,17 +236,6 @@ def with_readout(parts: Parts, console: Console) -> Parts:
         console.warn("too few labelled images can be used: the run is not scored")
         return parts
     return replace(parts, final=final)
-
-
-def backends(parts: Parts) -> dict[str, str]:
-    """Which implementation answers each op here."""
-    chosen = "plain PyTorch"
-    if parts.device.type == "cuda":
-        chosen = "Triton"
-    elif parts.device.type == "cpu" and native.library() is not None:
-        isa = os.environ.get("FASTSSL_ISA") or native.instruction_sets()[0]
-        chosen = f"C++ ({isa})"
-    return {"ntxent": chosen}
 
 
 def score(parts: Parts, stop: StopSignals) -> dict[str, float]:
@@ -309,7 +305,14 @@ def _keep(parts: Parts, folder: RunFolder, steps: int, metrics: dict[str, float]
     config = parts.run.train
     scores = []
     if parts.final is not None:
-        record = make_record(parts.final, metrics, run=parts.run, data=config.data, by=BY)
+        record = make_record(
+            parts.final,
+            metrics,
+            run=parts.run,
+            data=config.data,
+            test_split=split_name(parts.source, own=True),
+            by=BY,
+        )
         if not recorded_by(folder.path, BY):  # a finished run that is resumed is not scored twice
             append_record(folder.path, record)
         name = parts.final.score_name

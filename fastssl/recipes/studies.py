@@ -59,6 +59,7 @@ def make_study(
     source: Any, kind: str, *, train_limit: int | None, test_limit: int | None, **options: Any
 ) -> Study:
     """The study ``kind`` of STUDIES on a source. ValueError where its labels are missing."""
+    _check_least(LEAST.get(kind, {}), options)
     train, test = source.labelled("train", train_limit), source.labelled("test", test_limit)
     if train is None or test is None:
         raise ValueError(
@@ -68,6 +69,8 @@ def make_study(
     facts = dict(protocol)
     if kind in ("averaging", "invariance", "fractions", "robustness"):
         facts.update((ridge if train.task == "regression" else linear).PROTOCOL)
+    if kind == "robustness":
+        options["amounts"] = probes.amounts_of(train, options.pop("shift"), options["amounts"])
     return Study(
         kind=kind,
         train=train,
@@ -75,6 +78,12 @@ def make_study(
         measure=partial(measure, **options),
         facts={**facts, **{k: str(v) if isinstance(v, Path) else v for k, v in options.items()}},
     )
+
+
+def _check_least(least: dict[str, int], options: dict[str, Any]) -> None:
+    for name, number in least.items():
+        if options[name] < number:
+            raise ValueError(f"--{name}: expected at least {number}, received {options[name]}")
 
 
 def _averaging(train: Any, test: Any, encode: FeaturesFn, *, averages: tuple[int, ...]) -> Metrics:
@@ -117,8 +126,25 @@ def _alpha(train: Any, test: Any, encode: FeaturesFn) -> Metrics:
 def _few_shot(train: Any, test: Any, encode: FeaturesFn, **options: Any) -> Metrics:
     if test.task != "classification":
         raise ValueError("few-shot: needs classes, received continuous targets; use ridge")
+    _check_classes(test.target, options["ways"], options["shots"], options["queries"])
     test_NF = features_of(encode, test)
     return few_shot.few_shot(test_NF, test.target, **options)
+
+
+def _check_classes(label_M: Tensor, ways: int, shots: int, queries: int) -> None:
+    """ValueError, with what would do, where too few classes have enough test images."""
+    size_C = torch.bincount(label_M).sort(descending=True).values
+    enough = int((size_C >= shots + queries).sum())
+    if enough >= ways:
+        return
+    most = int(size_C[ways - 1]) if len(size_C) >= ways else 0
+    fits = [f"--ways {enough}"] if enough > 1 else []
+    fits += [f"--shots 1 --queries {most - 1}"] if most > 1 else []
+    raise ValueError(
+        f"--ways {ways} --shots {shots} --queries {queries}: expected {ways} classes with "
+        f"{shots + queries} test images each, received {enough}"
+        + (f"; {' or '.join(fits)} would do" if fits else "")
+    )
 
 
 def _invariance(train: Any, test: Any, encode: Any, *, targets: str, steps: int) -> Metrics:
@@ -150,6 +176,10 @@ def _under(encode: Any, bits_K: Tensor, x_NCSS: Tensor) -> Tensor:
     return encode(x_NCSS, bits_K)
 
 
+LEAST = {
+    "few-shot": {"ways": 2, "shots": 1, "queries": 1, "episodes": 2},  # an interval needs two
+    "meter": {"draws": 2},
+}
 STUDIES: dict[str, tuple[Callable[..., Metrics], dict[str, Any]]] = {
     "averaging": (_averaging, averaging.PROTOCOL),
     "meter": (_meter, meter.PROTOCOL),
