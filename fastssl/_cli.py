@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -56,5 +57,7 @@ def guarded(command: Callable[[], int]) -> int:
     except (ValueError, MissingExtra, OSError) as error:
         if os.environ.get(TRACEBACK):
             raise
-        print(f"fastssl: {' '.join(str(error).split())}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "; make room there, or choose another disk" if full else ""
+        print(f"fastssl: {' '.join(str(error).split())}{advice}", file=sys.stderr)
         return 2

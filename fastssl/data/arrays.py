@@ -27,6 +27,7 @@ from fastssl.data.batch import (
     Shown,
     check_batch_size,
     contents_identity,
+    fingerprint,
     part,
     with_classes,
 )
@@ -56,6 +57,7 @@ class ArraySource:
         self.num_views, self.image_shape = policy.num_views, (3, *[policy.sizes[0]] * 2)
         self.num_samples = len(split.train)
         self.task = "classification" if split.classes else None
+        self.has_test_split = len(split.test) > 0
         self._split, self._device = split, device
         self._train, self._test = parts
 
@@ -127,6 +129,13 @@ class ArraySource:
         """Nothing can be skipped here."""
         return {"skipped": []}
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Shapes and labels in few bytes."""
+        shape = tuple(self._train.shape[1:])
+        each = (f"{shape}" for _ in range(self.num_samples))
+        tests = () if self._test is None else (f"test {tuple(self._test.shape)}",)
+        return {**fingerprint((*each, *tests), self._split.label), "samples": self.num_samples}
+
     def labelled(self, split: str, limit: int | None = None) -> Labelled | None:
         """Clean images with their class, or None without labels of two classes at least.
 
@@ -164,7 +173,7 @@ class ArraySource:
             self._split.classes,
             render,
             redraw,
-            rendering.VARIED,
+            rendering.varied(self.policy),
             shift=shift,
             shifts=rendering.SHIFTS,
             identity=lambda: self._identity(images, rows, chosen),
@@ -255,8 +264,12 @@ def read_arrays(path: str) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             _check_keys(list(file.keys()))
             return {key: file.get_tensor(key) for key in KEYS if key in file.keys()}  # noqa: SIM118
-    except ValueError:
-        raise
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        kind = path.rpartition(".")[2]
+        what = "objects, not numbers" if "Object" in str(error) else f"something else than .{kind}"
+        raise ValueError(f"expected arrays of numbers, the file holds {what}") from None
     except Exception as error:  # what a damaged file makes three readers raise
         raise ValueError(f"the file cannot be read ({error})") from None
 

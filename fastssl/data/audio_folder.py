@@ -32,7 +32,14 @@ from fastssl.data.audio_decode import (
 )
 from fastssl.data.audio_views import AudioViews
 from fastssl.data.audio_windows import Normalise, count_windows, cut, normalised
-from fastssl.data.batch import Batch, Labelled, check_batch_size, contents_identity, part
+from fastssl.data.batch import (
+    Batch,
+    Labelled,
+    check_batch_size,
+    contents_identity,
+    fingerprint,
+    part,
+)
 from fastssl.data.folder_labels import Split, find_split, labelled_indices
 from fastssl.data.headers import BadFile
 from fastssl.data.prefetch import Prefetcher
@@ -72,6 +79,7 @@ class AudioFolderSource:
         self._split: Split = find_split(self._paths)
         self.num_samples = len(self._split.train)
         self.task = "classification" if self._split.classes else None
+        self.has_test_split = len(self._split.test) > 0
         self.backend = _chosen(backend)
         self._dali = None
         if self.backend == "dali":
@@ -239,6 +247,12 @@ class AudioFolderSource:
         """What was skipped and why, ready for JSON."""
         entries = [{"path": printable(path), "reason": why} for path, why in self.skipped()]
         return {"skipped": entries, "num_files": self._num_files}
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """Names, sizes and labels in few bytes."""
+        sizes = (os.stat(os.path.join(self._root, path)).st_size for path in self._paths)
+        named = (f"{path} {size}" for path, size in zip(self._paths, sizes, strict=True))
+        return fingerprint(named, self._split.label)
 
     def _weigh_bad(self) -> None:
         share = len(self.skipped()) / self._num_files

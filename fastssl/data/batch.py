@@ -101,6 +101,19 @@ def contents_identity(what: object, contents: Iterable[bytes]) -> str:
     return f"{what} {digest.hexdigest()}"
 
 
+def fingerprint(what: Iterable[str], label_M: np.ndarray) -> dict[str, int | str]:
+    """Number of samples, and the SHA-256 of ``what`` tells each apart and of the labels (M,).
+
+    Nothing that changes when the data are moved or copied belongs in ``what``.
+    """
+    digest, samples = hashlib.sha256(), 0
+    for text in what:
+        digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+        samples += 1
+    digest.update(np.ascontiguousarray(label_M, dtype="<i8").tobytes())
+    return {"samples": samples, "sha256": digest.hexdigest()}
+
+
 def with_classes(batch: Batch, label_M: np.ndarray) -> Batch:
     """The batch, its table with the class of each sample; ``label_M`` is that of each index.
 
@@ -125,6 +138,6 @@ def check_batch_size(batch_size: int, num_samples: int, name: str) -> None:
     if batch_size > num_samples:
         smaller = f"give --batch-size {num_samples} or less, or " if num_samples >= 2 else ""
         raise ValueError(
-            f"{name}: {num_samples} usable training samples, but batch_size is {batch_size}; "
+            f"{name}: {num_samples} usable training samples, but --batch-size is {batch_size}; "
             f"{smaller}add images"
         )

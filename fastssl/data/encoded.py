@@ -8,12 +8,13 @@ by (seed, epoch, index), and a file that cannot be decoded is replaced by a keye
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from fastssl.data.batch import (
     Shown,
     check_batch_size,
     contents_identity,
+    fingerprint,
     with_classes,
 )
 from fastssl.data.folder_labels import Split, labelled_indices
@@ -69,6 +71,7 @@ class EncodedSource:
         self.num_views, self.image_shape = policy.num_views, (3, *[policy.sizes[0]] * 2)
         self.num_samples = len(split.train)
         self.task = "classification" if split.classes else None
+        self.has_test_split = len(split.test) > 0
         self.all_listed = store.complete
         self._store, self._split = store, split
         self._workers, self._device = max(1, workers), device or torch.device("cpu")
@@ -169,6 +172,16 @@ class EncodedSource:
             "outside_splits": unused,  # loose images beside train/ and val/
         }
 
+    def fingerprint(self) -> dict[str, Any] | None:
+        """Names, sizes and labels in few bytes; None where the scan was bounded."""
+        store = self._store
+        if store.unchecked or not store.complete:
+            return None
+        stamps = (store.stamp(index) for index in range(len(store.paths)))
+        sizes = (0 if stamp is None else json.loads(stamp)[1] for stamp in stamps)
+        named = (f"{path} {size}" for path, size in zip(store.paths, sizes, strict=True))
+        return fingerprint(named, self._split.label)
+
     def labelled(self, split: str, limit: int | None = None) -> Labelled | None:
         """Clean images with their class, or None where fewer than two classes are known.
 
@@ -208,7 +221,7 @@ class EncodedSource:
             self._split.classes,
             render,
             redraw,
-            rendering.VARIED,
+            rendering.varied(self.policy),
             shift=shift,
             shifts=rendering.SHIFTS,
             identity=identity,

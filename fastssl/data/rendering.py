@@ -34,6 +34,20 @@ VARIED = ("crop", *STAGES)
 SHIFTS = ("jitter",)
 
 
+def varied(policy: Policy) -> tuple[str, ...]:
+    """Those of VARIED that ``redrawn`` of this policy ever runs."""
+    ranges = _fullest(policy).views[0]
+    crop = ranges.crop == "random"
+    return tuple(
+        name for name in VARIED if (crop if name == "crop" else getattr(ranges, name, 0) > 0)
+    )
+
+
+def _fullest(policy: Policy) -> Corner:
+    """The corner with most groups on."""
+    return max(policy.corners, key=lambda corner: sum(corner.bits))
+
+
 def for_training(policy: Policy) -> Policy:
     """The policy with views laid out channels_last: what the step would make of them."""
     groups = tuple(
@@ -179,7 +193,7 @@ def redrawn(
     """
     if only is not None and only not in VARIED:
         raise ValueError(f"redrawn: only must be one of {', '.join(VARIED)}, received {only!r}")
-    full = max(policy.corners, key=lambda corner: sum(corner.bits))
+    full = _fullest(policy)
     sizes_N2 = np.array([image.shape[-2:] for image in images])
     key = Draw(seed=_READOUT_SEED, epoch=draw, step=0, index_N=index_N, sizes_N2=sizes_N2)
     table = drawn(replace(policy, corners=(full,)), key, images[0].device).tables[0]
@@ -200,7 +214,7 @@ def jittered(
 
     strength: s of +-(.8, .8, .8, .2) s, in the order and the colour space of the policy.
     """
-    full = max(policy.corners, key=lambda corner: sum(corner.bits))
+    full = _fullest(policy)
     jitter = reach(0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
     view = Ranges(jitter=1.0, jitter_order=full.views[0].jitter_order, **jitter)
     corner = Corner(bits=full.bits, views=(view,) * policy.num_views)

@@ -78,6 +78,7 @@ def _images(
     augment: str | None,
     **options: Any,
 ) -> EncodedSource | ArraySource:
+    refuse_missing(data)
     from fastssl.augment.presets import preset
 
     policy = preset(augment or "simclr", image_size=image_size, num_views=num_views)
@@ -104,14 +105,15 @@ def _encoded(data: str, **options: Any) -> EncodedSource | ArraySource:
 
     if names_shards(data):
         return open_shards(data, **options)
-    _refuse_unknown(data)
     from fastssl.data.folder import open_folder
 
     return open_folder(Path(data), **options)
 
 
-def _refuse_unknown(data: str) -> None:
-    if os.path.isdir(data):
+def refuse_missing(data: str) -> None:
+    """ValueError where ``data`` should be a folder and is none, before anything is made of it."""
+    named = data in EMBEDDED or data.startswith("torchvision:")
+    if named or data.endswith((".npy", ".npz", ".safetensors", ".tar")) or os.path.isdir(data):
         return
     names = ", ".join(EMBEDDED)
     if os.path.exists(data):

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fastssl.engine.faults import fault
-from fastssl.engine.files import TEMPORARY, fsync_folder, read_json
+from fastssl.engine.files import TEMPORARY, fsync_folder, naming, read_json
 
 _FILES = ("model.safetensors", "optim.safetensors", "state.json")
 _MANIFEST = "MANIFEST.json"
@@ -151,7 +151,7 @@ def _contents(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
 
 def _write_synced(path: Path, content: bytes) -> None:
     half = len(content) // 2
-    with open(path, "wb") as file:
+    with naming(path), open(path, "wb") as file:
         file.write(content[:half])
         file.flush()
         fault("checkpoint.mid_file")

@@ -50,8 +50,8 @@ class TrainConfig:
     """Samples per step; each gives two views or more. Negatives come from this batch. Under
     torchrun each rank takes an equal part of it, and negatives still come from all of it."""
     accumulate: int = 1
-    """Micro-batches whose gradients are summed per step. The negatives of each micro-batch are its
-    own: accumulation saves memory but does not enlarge the contrastive batch."""
+    """Micro-batches whose gradients are averaged per step. The negatives of each micro-batch are
+    its own: accumulation saves memory but does not enlarge the contrastive batch."""
     lr: float = 1e-3
     """Base learning rate, multiplied by batch_size * accumulate / 256 (`--dry-run` prints both)."""
     weight_decay: float = 1e-6

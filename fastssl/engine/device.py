@@ -27,6 +27,8 @@ def resolve_device(name: str) -> torch.device:
         ) from error
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, received {name!r}")
+    if device.type == "cpu" and device.index not in (None, 0):
+        raise ValueError(f"device: received {name!r}, but there is one CPU; give cpu")
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # of torchrun: one each
     found = torch.cuda.device_count() if device.type == "cuda" else 0

@@ -29,7 +29,7 @@ from fastssl.engine.progress import Progress, Stopwatch
 from fastssl.engine.protocols import BatchIterator, Readout, Source
 from fastssl.engine.ranks import ALONE, Ranks, prepare
 from fastssl.engine.readout import features_fn, observing, run_readouts
-from fastssl.engine.result import FitResult
+from fastssl.engine.result import FitResult, saved_text
 from fastssl.engine.resume import newest_usable, refuse_other_world, tell_other_arithmetic
 from fastssl.engine.run_folder import RunFolder
 from fastssl.engine.seeding import rng_state, set_rng_state
@@ -83,7 +83,7 @@ def fit(
             training.monitor()
             training.read_out()
             training.save_if_due()
-            progress.show(training.step, training.loss)
+            progress.show(training.step, training.loss, of_step=training.loss_step)
             fault("loop.after_step")
             stopped_by = ranks.any_of(stop.requested)
         training.save()
@@ -115,6 +115,7 @@ class _Training:
         self.step = 0
         self.saved_at = 0
         self.loss: float | None = None
+        self.loss_step = 0
         self.metrics: dict[str, float] = {}
         self.scores: dict[str, float] = {}
         self.views: tuple[Tensor, ...] = ()
@@ -185,9 +186,11 @@ class _Training:
     def log(self, result: StepResult) -> None:
         """At step 1, every ``log_every`` steps and at the end: one line of numbers."""
         self._tell_pace()
-        if self.step != 1 and not self._due(self.config.log_every):
+        due = self.step == 1 or self._due(self.config.log_every)
+        if due or self.device.type == "cpu":  # free there; on CUDA every step would wait
+            self.loss, self.loss_step = float(result.loss), self.step
+        if not due or self.loss is None:
             return
-        self.loss = float(result.loss)
         values = {"loss": self.loss, "lr": self.lr, "grad_norm": float(result.grad_norm)}
         values |= {name: float(value) for name, value in result.metrics.items()}
         values |= {"skipped": self.guard.counters()["skipped"]}
@@ -267,17 +270,19 @@ class _Training:
             )
             self.saved_at = self.step
         except (OSError, CheckpointError) as error:
+            older = f"older checkpoints (newest: step {self.saved_at}) are intact"
             self.console.warn(
-                f"step {self.step}: checkpoint not saved ({error}); the run goes on, older "
-                f"checkpoints (newest: step {self.saved_at}) are intact"
+                f"step {self.step}: checkpoint not saved ({error}); the run goes on, "
+                f"{older if self.saved_at else 'there is no older one: make room for the next'}"
             )
 
     def finish(self, stopped_by: str) -> FitResult:
         """Say how it ended."""
         if self.step < self.total:
             self.console.line(
-                f"stopped by {stopped_by} at step {self.step}/{self.total}, saved at step "
-                f"{self.saved_at}; repeat the command with --out {self.run.path} --resume"
+                f"stopped by {stopped_by} at step {self.step}/{self.total}, "
+                f"{saved_text(self.saved_at)}; repeat the command with --out {self.run.path} "
+                "--resume"
             )
         else:
             stopped_by = "end"
@@ -289,6 +294,7 @@ class _Training:
             data_wait=self.watch.data_wait,
             skipped_steps=self.guard.counters()["skipped"],
             stopped_by=stopped_by,
+            saved_at=self.saved_at,
             metrics=self.metrics,
             readouts=self.scores,
         )
@@ -316,8 +322,8 @@ class _Training:
         self.save()
         failure = failure or RuntimeError("that of another rank")
         self.console.warn(
-            f"the data source failed at step {self.step}: {failure}; the state is saved at step "
-            f"{self.saved_at}, continue with --out {self.run.path} --resume"
+            f"the data source failed at step {self.step}: {failure}; "
+            f"{saved_text(self.saved_at)}, continue with --out {self.run.path} --resume"
         )
         raise failure
 

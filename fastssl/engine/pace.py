@@ -18,7 +18,10 @@ def slow_folder_hint(
         return None
     if not watch.views_per_second < SLOW:
         return None
+    faster = [] if config.backbone == "convnet" else ["--backbone convnet"]
+    faster += ["a smaller --image-size"] if config.image_size > 32 else []
+    advice = f"{' or '.join(faster)} is faster" if faster else "fewer --epochs end sooner"
     return (
         f"this CPU trains {watch.views_per_second:.0f} views/s at --image-size {config.image_size} "
-        f"with --backbone {config.backbone}; a smaller --image-size or --backbone convnet is faster"
+        f"with --backbone {config.backbone}; {advice}"
     )

@@ -76,7 +76,9 @@ def resolved(config: TrainConfig, *, source: Source, device: torch.device) -> di
     """What this start makes of the settings that leave something open; plain values."""
     steps = total_steps(source, config)
     samples = config.batch_size * config.accumulate
+    seen = seen_of(source)
     return {
+        **({} if seen is None else {"data": seen}),
         "device": str(device),
         "precision": resolve_precision(config.precision, device),
         "total_steps": steps,
@@ -89,6 +91,12 @@ def resolved(config: TrainConfig, *, source: Source, device: torch.device) -> di
     }
 
 
+def seen_of(source: Source) -> dict | None:
+    """The source's fingerprint: plain values that differ when its data do; None without one."""
+    look = getattr(source, "fingerprint", None)
+    return None if look is None else look()
+
+
 def warmup_steps(config: TrainConfig, steps: int) -> int:
     """Steps of warm-up: as set, or a tenth of a run that would not outlast them."""
     return config.warmup_steps if config.warmup_steps < steps else steps // 10
@@ -99,13 +107,21 @@ def readout_interval(config: TrainConfig, steps: int) -> int:
     return config.readout_every or max(1, steps // _READOUTS_PER_RUN)
 
 
-def rehearse(method: nn.Module, source: Source) -> None:
-    """One forward pass of a copy on a few samples: what it would refuse, it refuses now.
+def rehearse(method: nn.Module, source: Source, *, batch_size: int) -> None:
+    """One training step of a copy on a few samples: what it would refuse, it refuses now.
 
     Raises ValueError (a setting of the method's) or RuntimeError (views too small for the encoder).
     """
-    batch, twin = source.rehearsal(_divisible(method)), copy.deepcopy(method)
+    for parts in {int(getattr(module, "num_splits", 1)) for module in method.modules()}:
+        if batch_size % parts:
+            raise ValueError(
+                f"bn_splits: expected a divisor of the batch, received {parts}; a batch of "
+                f"{batch_size} does not fall into as many equal parts: give another --bn-splits or "
+                "--batch-size"
+            )
+    batch, twin = source.rehearsal(_divisible(method)), copy.deepcopy(method).train()
     twin(batch.views, getattr(twin, "leaves", lambda table: table)(batch.table))
+    getattr(twin, "after_step", lambda step, total: None)(0, 1)
 
 
 def _divisible(method: nn.Module) -> int:

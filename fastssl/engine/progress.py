@@ -86,9 +86,12 @@ class Progress:
             self._console.above = None
             self._bar.stop()
 
-    def show(self, done: int, loss: float | None) -> None:
-        """Refresh the bar; print or log a plain line when the last one is old enough."""
-        text = self._text(done, loss)
+    def show(self, done: int, loss: float | None, *, of_step: int) -> None:
+        """Refresh the bar; print or log a plain line when the last one is old enough.
+
+        ``of_step``: the step whose ``loss`` it is; named where it is not the last one done.
+        """
+        text = self._text(done, loss, of_step)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, text=text)
         if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or done == self._total:
@@ -96,8 +99,9 @@ class Progress:
             say = self._console.log if self._bar is not None else self._console.line
             say(f"step {done}/{self._total}  {text}")
 
-    def _text(self, done: int, loss: float | None) -> str:
-        parts = [] if loss is None else [f"loss {loss:.4f}"]
+    def _text(self, done: int, loss: float | None, of_step: int) -> str:
+        older = "" if of_step == done else f" (step {of_step})"
+        parts = [] if loss is None else [f"loss {loss:.4f}{older}"]
         if self._watch.steps > 1:
             parts.append(f"{self._watch.views_per_second:,.0f} views/s")
             parts.append(f"data-wait {100 * self._watch.data_wait:.0f}%")

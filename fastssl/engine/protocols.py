@@ -35,7 +35,10 @@ class BatchIterator(Protocol):
 
 
 class Source(Protocol):
-    """Where batches come from."""
+    """Where batches come from.
+
+    Optional: ``fingerprint()``, plain values that tell on a resume whether the data are the same.
+    """
 
     name: str
     kind: str  # "spirograph", "folder", ...

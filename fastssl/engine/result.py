@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 from fastssl.engine.signals import EXIT_CODES
 
 
+def saved_text(saved_at: int) -> str:
+    """What is on disk, in a message: the newest checkpoint is of step ``saved_at``, 0: none."""
+    return f"saved at step {saved_at}" if saved_at else "no checkpoint could be saved"
+
+
 @dataclass(frozen=True)
 class FitResult:
     """What a training came to. ``data_wait`` is a share, 0 to 1; throughput excludes step one."""
@@ -18,6 +23,7 @@ class FitResult:
     data_wait: float
     skipped_steps: int
     stopped_by: str
+    saved_at: int  # step of the newest checkpoint; 0: there is none
     metrics: dict[str, float] = field(default_factory=dict)
     readouts: dict[str, float] = field(default_factory=dict)
 

@@ -22,6 +22,7 @@ import yaml
 from fastssl.engine.config import TrainConfig, as_plain
 from fastssl.engine.environment import describe
 from fastssl.engine.files import TEMPORARY, write_json, write_text
+from fastssl.engine.same_data import RESOLVED, kept_of_data, refuse_other_data
 
 _MARK = "# fastssl run\n"
 _MOST_CONFIG_BYTES = 1 << 20
@@ -32,7 +33,6 @@ _OURS = (
     *("metrics.jsonl", "train.log", "environment.json", "checkpoints", "export", "evaluation"),
     *("tensorboard", "wandb", "trackio", "cache", "config.yaml"),
 )
-_RESOLVED = "resolved"  # section of config.yaml: what a start made of the settings
 _MAY_CHANGE = frozenset(
     f"train.{key}"
     for key in (
@@ -41,7 +41,13 @@ _MAY_CHANGE = frozenset(
     ).split()
 )
 # Checkpoints from before them are still to be known: at their defaults they do not count.
-_CAME_LATER = tuple(f"train.{key}" for key in ("front", "schedule", "half_period"))
+_CAME_LATER = {
+    "train.front": "logmel",
+    "train.schedule": "cosine",
+    "train.half_period": 1000,
+    "method.bound": "mean",
+}
+_NO_DEFAULT = object()
 _SCHEDULE = {"train.epochs", "train.max_steps", "train.warmup_steps"}
 
 
@@ -60,6 +66,7 @@ class RunFolder:
         self.settings = settings
         self.resuming = resuming
         self._lock = lock
+        self._given_as: str | None = None  # the data when the run began; they may have moved
         self._made = made  # folders that did not exist before, innermost first
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
@@ -70,23 +77,27 @@ class RunFolder:
 
     def identity(self) -> dict:
         """The settings that may not change within one run."""
-        usual = _flat({"train": as_plain(TrainConfig())})
-        later = {k: usual[k] for k in _CAME_LATER}
-        return {
-            k: v
-            for k, v in _flat(self.settings).items()
-            if k not in _MAY_CHANGE and (k not in later or v != later[k])
-        }
+        flat = _flat(self.settings)
+        if self._given_as is not None:
+            flat["train.data"] = self._given_as
+        later = {k: v for k, v in flat.items() if _CAME_LATER.get(k, _NO_DEFAULT) == v}
+        return {k: v for k, v in flat.items() if k not in _MAY_CHANGE and k not in later}
 
     def begin(self, resolved: dict) -> None:
         """Everything has been validated: replace what --overwrite gives up, write config.yaml.
 
-        ``resolved``: plain values that this start makes of the settings; a resume may differ.
+        ``resolved``: plain values that this start makes of the settings; a resume may differ, but
+        for its ``data`` (see ``same_data``): ValueError.
         """
+        before = kept_of_data(read_settings(self.path)) if self.resuming else None
+        refuse_other_data(before, resolved.get("data"))
         if not self.resuming:
             _delete_run(self.path)
+        if "data" in resolved:
+            self._given_as = (before or {}).get("given_as", self.settings["train"]["data"])
+            resolved = {**resolved, "data": {**resolved["data"], "given_as": self._given_as}}
         # config.yaml first: a process killed between these lines leaves a folder known as a run.
-        text = yaml.safe_dump({**self.settings, _RESOLVED: resolved}, sort_keys=False)
+        text = yaml.safe_dump({**self.settings, RESOLVED: resolved}, sort_keys=False)
         write_text(self.config_file, _MARK + text)
         for folder in (self.checkpoints, self.export):
             folder.mkdir(exist_ok=True)
@@ -127,7 +138,11 @@ def open_run(settings: dict, *, name: str) -> RunFolder:
         _refuse_foreign(path)
         made = _make(path)
     train["out"] = str(path)
-    lock = _locked(path)
+    try:
+        lock = _locked(path)
+    except OSError:
+        _remove(made)
+        raise
     try:
         resuming = _claim(path, settings)
     except BaseException:
@@ -260,8 +275,9 @@ def _locked(path: Path) -> int:
     if not _is_current(lock, path / _LOCK):  # the other process gave up its start just now
         os.close(lock)
         raise ValueError(f"out: {path} is in use by another fastssl process; try again")
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
+    with contextlib.suppress(OSError):  # a full disk; the name is for messages alone
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
     return lock
 
 
@@ -308,17 +324,24 @@ def _take_back(path: Path, made: list[Path]) -> None:
     if not (path / "cache").is_symlink():
         shutil.rmtree(path / "cache", ignore_errors=True)
     (path / _LOCK).unlink(missing_ok=True)
+    _remove(made)
+
+
+def _remove(made: list[Path]) -> None:
     with contextlib.suppress(OSError):  # someone else's files may be there by now
         for folder in made:
             folder.rmdir()
 
 
 def _refuse_changes(path: Path, settings: dict) -> None:
-    stored = {key: value for key, value in read_settings(path).items() if key != _RESOLVED}
+    whole = read_settings(path)
+    stored = {key: value for key, value in whole.items() if key != RESOLVED}
     before, now = _flat(stored), _flat(settings)
     for key, default in _flat({"train": as_plain(TrainConfig())}).items():
         if key in now:  # perhaps a setting that came after the run was begun
             before.setdefault(key, default)
+    if kept_of_data(whole) is not None:  # data that moved; whether they are the same is seen later
+        before["train.data"] = now["train.data"]
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
@@ -350,7 +373,13 @@ def _flat(settings: dict, prefix: str = "") -> dict:
 def _make(path: Path) -> list[Path]:
     """Make the folder and its parents; those that did not exist, innermost first."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _remove(made)
+        raise ValueError(
+            f"out: {path} cannot be made: {error.strerror}; give another --out"
+        ) from error
     return made
 
 

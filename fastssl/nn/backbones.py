@@ -62,7 +62,7 @@ def resolve(name: str) -> tuple[str, str]:
     if library in ("", "timm") and _is_timm(plain):
         return "timm", plain
     known = ["convnet", "mlp", *_torchvision_names(), *_timm_names()]
-    close = difflib.get_close_matches(plain, known, n=4, cutoff=0.6)
+    close = difflib.get_close_matches(plain, dict.fromkeys(known), n=4, cutoff=0.6)
     hint = f"; did you mean {', '.join(close)}?" if close else ""
     missing = [
         f'{library} models need pip install "fastssl[{extra}]"'

@@ -19,18 +19,20 @@ from fastssl.engine.device import resolve_device
 from fastssl.engine.export import Card, Score, export_backbone
 from fastssl.engine.guard import TrainingDiverged
 from fastssl.engine.loop import fit
-from fastssl.engine.plan import check, plan_lines, rehearse, resolved, total_steps
+from fastssl.engine.plan import check, plan_lines, rehearse, resolved, seen_of, total_steps
 from fastssl.engine.ranks import LeaderFailed, Ranks, joined
 from fastssl.engine.readout import run_readouts
-from fastssl.engine.run_folder import RunFolder, check_out, open_run
+from fastssl.engine.result import FitResult
+from fastssl.engine.run_folder import RunFolder, check_out, open_run, read_settings
+from fastssl.engine.same_data import kept_of_data, refuse_other_data
 from fastssl.engine.signals import EXIT_CODES, Stopped, StopSignals
 from fastssl.engine.trackers import check_trackers
-from fastssl.kernels import native
-from fastssl.recipes.assess import append_record, make_record, recorded_by
+from fastssl.recipes.assess import append_record, make_record, recorded_by, split_name
 from fastssl.recipes.catalogue import default_run, short_name
 from fastssl.recipes.encoders import build_method, hears, snippet_of
+from fastssl.recipes.ops import backends
 from fastssl.recipes.readouts import FeaturesFn, Readout, make_readout, pixels, usual_kind
-from fastssl.recipes.run import Run
+from fastssl.recipes.run import Run, own_data, read_run
 
 LIVE = {"train_limit": 2000, "test_limit": 500}
 FINAL = {"train_limit": 6000, "test_limit": 2000}
@@ -57,13 +59,22 @@ def plan(run: Run) -> list[str]:
     check_out(as_plain(run))
     size = int(os.environ.get("WORLD_SIZE", "1"))
     parts = validated(run, cache_dir=None, num_ranks=size, scan_budget_s=GLANCE_S)
+    if run.train.resume and run.train.out and (seen := seen_of(parts.source)) is not None:
+        refuse_other_data(kept_of_data(read_settings(run.train.out)), seen)
+    ops = backends(
+        parts.method,
+        parts.source,
+        device=parts.device,
+        batch_size=run.train.batch_size // size,
+    )
     lines = plan_lines(
         run.train,
         source=parts.source,
         method=parts.method,
         device=parts.device,
-        backends=backends(parts),
+        backends=ops,
     )
+    lines += [] if ops else [f"{'ops':<18}PyTorch's own"]
     loader = getattr(parts.source, "loading", "PyTorch, vectorised")
     readout = usual_kind(parts.source) or "none: the data has no labels"
     lines += [f"{'data loader':<18}{loader}", f"{'scored by':<18}{readout}"]
@@ -121,7 +132,7 @@ def _train(run: Run, folder: RunFolder, console: Console, stop: StopSignals, ran
         ranks=ranks,
     )
     if result.finished:
-        report(parts, folder, result.steps, untrained=untrained, console=console, stop=stop)
+        report(parts, folder, result, untrained=untrained, console=console, stop=stop)
     return result.exit_code
 
 
@@ -162,7 +173,7 @@ def validated(
         raise ValueError(f"--front {run.train.front}: is for sounds (--data tones, or a folder)")
     parts = build(run, cache_dir=cache_dir, scan_budget_s=scan_budget_s)
     _refuse_long_warmup(run.train, total_steps(parts.source, run.train, num_ranks=num_ranks))
-    rehearse(parts.method, parts.source)
+    rehearse(parts.method, parts.source, batch_size=run.train.batch_size // num_ranks)
     return parts
 
 
@@ -194,19 +205,27 @@ def open_data(
 ) -> Any:
     """The source that the run trains on."""
     config = run.train
-    return open_source(
-        config.data,
-        image_size=config.image_size,
-        seed=config.seed,
-        augment=config.augment,
-        factor=config.factor,
-        front=config.front,
-        workers=config.workers,
-        device=device,
-        cache_dir=cache_dir,
-        max_bad=config.max_bad_files,
-        scan_budget_s=scan_budget_s,
-    )
+    with own_data(config.data) if _as_begun(config) else contextlib.nullcontext():
+        return open_source(
+            config.data,
+            image_size=config.image_size,
+            seed=config.seed,
+            augment=config.augment,
+            factor=config.factor,
+            front=config.front,
+            workers=config.workers,
+            device=device,
+            cache_dir=cache_dir,
+            max_bad=config.max_bad_files,
+            scan_budget_s=scan_budget_s,
+        )
+
+
+def _as_begun(config: TrainConfig) -> bool:
+    """Whether a run is resumed on the data that its folder names."""
+    if not (config.resume and config.out and (config.out / "config.yaml").is_file()):
+        return False
+    return read_run(config.out).train.data == config.data
 
 
 def with_readout(parts: Parts, console: Console) -> Parts:
@@ -221,17 +240,6 @@ def with_readout(parts: Parts, console: Console) -> Parts:
         console.warn("too few labelled images can be used: the run is not scored")
         return parts
     return replace(parts, final=final)
-
-
-def backends(parts: Parts) -> dict[str, str]:
-    """Which implementation answers each op here."""
-    chosen = "plain PyTorch"
-    if parts.device.type == "cuda":
-        chosen = "Triton"
-    elif parts.device.type == "cpu" and native.library() is not None:
-        isa = os.environ.get("FASTSSL_ISA") or native.instruction_sets()[0]
-        chosen = f"C++ ({isa})"
-    return {"ntxent": chosen}
 
 
 def score(parts: Parts, stop: StopSignals) -> dict[str, float]:
@@ -263,7 +271,7 @@ def pausing(encode: FeaturesFn, stop: StopSignals) -> FeaturesFn:
 def report(
     parts: Parts,
     folder: RunFolder,
-    steps: int,
+    result: FitResult,
     *,
     untrained: dict[str, float],
     console: Console,
@@ -273,16 +281,27 @@ def report(
     metrics = score(parts, stop)
     told = _scores(parts, metrics, untrained, stop)
     try:
-        _keep(parts, folder, steps, metrics)
+        _keep(parts, folder, result.steps, metrics)
     except OSError as error:
         file = error.filename or folder.export
         raise OSError(
-            f"step {steps}: the training is done and saved, but {file} could not be written "
+            f"step {result.steps}: the training is done ({_saved(result)}), but {file} could not "
+            f"be written "
             f"({error.strerror or error}); make room and {_how_to_go_on(folder)}"
         ) from error
     _tell_skipped(parts.source.report()["skipped"], console)
     for line in [*told, *_next(folder, parts.final)]:
         console.line(line)
+    if result.saved_at < result.steps:
+        console.warn(f"{_saved(result)}: --resume would train again from there")
+
+
+def _saved(result: FitResult) -> str:
+    """What a repeated command could go on from."""
+    if result.saved_at == result.steps:
+        return "and saved"
+    last = f"the newest checkpoint is of step {result.saved_at} of {result.steps}"
+    return last if result.saved_at else "no checkpoint could be saved"
 
 
 def _keep(parts: Parts, folder: RunFolder, steps: int, metrics: dict[str, float]) -> None:
@@ -290,7 +309,14 @@ def _keep(parts: Parts, folder: RunFolder, steps: int, metrics: dict[str, float]
     config = parts.run.train
     scores = []
     if parts.final is not None:
-        record = make_record(parts.final, metrics, run=parts.run, data=config.data, by=BY)
+        record = make_record(
+            parts.final,
+            metrics,
+            run=parts.run,
+            data=config.data,
+            test_split=split_name(parts.source, own=True),
+            by=BY,
+        )
         if not recorded_by(folder.path, BY):  # a finished run that is resumed is not scored twice
             append_record(folder.path, record)
         name = parts.final.score_name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -12,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fastssl.data.sources import open_source
+from fastssl.data.sources import open_source, refuse_missing
 from fastssl.engine.device import resolve_device
 from fastssl.engine.files import write_json
 from fastssl.nn.backbones import stem_name
@@ -22,7 +24,7 @@ from fastssl.recipes.encoders import Conditioned, by_default, hears, load_encode
 from fastssl.recipes.feature_cache import KeptEncoder
 from fastssl.recipes.foreign import foreign_run, load_foreign
 from fastssl.recipes.readouts import Readout, make_readout
-from fastssl.recipes.run import Run, read_run
+from fastssl.recipes.run import Run, own_data, read_run
 from fastssl.recipes.studies import STUDIES, Study, make_study
 
 RECORDS = "evaluation/scores.jsonl"  # inside the run folder
@@ -38,13 +40,15 @@ class Subject:
     net: nn.Module
     name: str
     folder: Path | None  # where features are kept; None: nowhere
+    trained_on: str | None = None  # the run's data; None: there is no telling
 
 
 def subject_of_run(folder: Path, *, cache: Literal["keep", "off"] = "keep") -> Subject:
     """The export of a run. ValueError for a folder that is no run, or a damaged export."""
     run = read_run(folder)
     kept = folder if cache == "keep" else None
-    return Subject(run=run, net=load_encoder(folder, run), name=str(folder), folder=kept)
+    net, data = load_encoder(folder, run), run.train.data
+    return Subject(run=run, net=net, name=str(folder), folder=kept, trained_on=data)
 
 
 def subject_of_weights(
@@ -80,21 +84,25 @@ def evaluate(
     label of tones, None for the run's. Raises ValueError for labels that do not fit.
     """
     _check_counts({"train-images": train_images, "test-images": test_images, "k": options.get("k")})
-    run = subject.run
+    run, where = subject.run, resolve_device(device)
+    if factor is not None and (data or run.train.data) != "tones":
+        raise ValueError(f"--factor {factor}: goes with --data tones")
+    whose = own_data(run.train.data) if data is None else contextlib.nullcontext()
     data = data or run.train.data
-    where = resolve_device(device)
-    sounds = _fitting(data, run, subject.name)
-    alike = sounds or data_kind(data) == data_kind(run.train.data)
-    source = open_source(
-        data,
-        image_size=run.train.image_size,
-        seed=run.train.seed,
-        augment=run.train.augment if alike else None,  # the same normalisation
-        factor=factor or run.train.factor,
-        front=run.train.front,
-        workers=workers,
-        device=where,
-    )
+    with whose:
+        refuse_missing(data)
+        sounds = _fitting(data, run, subject.name)
+        alike = sounds or data_kind(data) == data_kind(run.train.data)
+        source = open_source(
+            data,
+            image_size=run.train.image_size,
+            seed=run.train.seed,
+            augment=run.train.augment if alike else None,  # the same normalisation
+            factor=factor or run.train.factor,
+            front=run.train.front,
+            workers=workers,
+            device=where,
+        )
     if source.kind in EMBEDDED:
         train_images = train_images or EMBEDDED_IMAGES["train"]
         test_images = test_images or EMBEDDED_IMAGES["test"]
@@ -103,7 +111,18 @@ def evaluate(
     with torch.no_grad():
         encode: Any = _encoder(kind, subject, where)
         metrics = dict(readout(encode))
-    record = make_record(readout, metrics, run=run, data=data, by="fastssl.evaluate", factor=factor)
+    record = make_record(
+        readout,
+        metrics,
+        run=run,
+        data=data,
+        test_split=split_name(source, own=data == subject.trained_on),
+        by="fastssl.evaluate",
+        factor=factor,
+    )
+    if kind in ("meter", "sensitivity", "averaging"):
+        usual = data if data == "spirograph" else "simclr"
+        record["protocol"]["policy"] = run.train.augment if alike else usual
     record["encoder"] = subject.name
     record["extractions_saved"] = getattr(encode, "found", 0)
     return record
@@ -142,6 +161,7 @@ def make_record(
     *,
     run: Run,
     data: str,
+    test_split: str,
     by: str,
     factor: str | None = None,
 ) -> dict[str, Any]:
@@ -154,7 +174,7 @@ def make_record(
         "stem": stem_name(train.backbone, train.image_size),
         "image_size": train.image_size,
         "crop": facts.get("crop", crop_name(data, train.image_size)),
-        "test_split": split_name(data),
+        "test_split": test_split,
         "precision": "fp32",
     }
     if data == "tones":
@@ -178,11 +198,13 @@ def crop_name(data: str, image_size: int) -> str:
     return "central square of the shorter side" + ("" if image_size < 96 else " * 224/256")
 
 
-def split_name(data: str) -> str:
-    """Where the test images come from."""
-    if data in EMBEDDED:
+def split_name(source: Any, *, own: bool) -> str:
+    """Where the test images come from; ``own``: the encoder was trained on these data."""
+    if source.kind in EMBEDDED:
         return "objects of their own"
-    return "DATA/val or DATA/test; without them a fifth of the files, seen by pre-training"
+    if source.has_test_split:
+        return "the test split of the data"
+    return f"a fifth of the labelled images{', seen by pre-training' if own else ''}"
 
 
 def recorded_by(folder: Path, by: str) -> bool:
@@ -198,14 +220,23 @@ def append_record(folder: Path, record: dict[str, Any]) -> None:
     """Append one line to the run's ``RECORDS``, on disk when this returns."""
     (folder / RECORDS).parent.mkdir(exist_ok=True)
     with open(folder / RECORDS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(_without_nan(record), allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """The record as a JSON file, whole or not at all."""
-    write_json(path, record)
+    write_json(path, _without_nan(record))
+
+
+def _without_nan(value: Any) -> Any:
+    """The same as JSON has it: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def describe(record: dict[str, Any]) -> list[str]:

@@ -81,7 +81,10 @@ def load_encoder(folder: Path, run: Run) -> nn.Module:
     """The exported encoder of the run in ``folder``, on the CPU. ValueError where it is damaged."""
     path = folder / "export" / "backbone.safetensors"
     if not path.is_file():
-        raise ValueError(f"{folder} has no export/backbone.safetensors: has its training ended?")
+        raise ValueError(
+            f"{folder} has no export/backbone.safetensors: its training has not ended; finish it "
+            f"with python -m fastssl.train --resume --out {folder}"
+        )
     weights, encoder = read_weights(path), build_encoder(run)
     try:
         encoder.load_state_dict(weights)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastssl.evaluation import few_shot, window_vote
@@ -64,7 +65,24 @@ def measure(
     """Accuracy of each readout and its interval."""
     if test.task != "classification":
         raise ValueError("few-shot: needs classes, received continuous targets; use ridge")
+    _check_classes(test.target, options["ways"], options["shots"], options["queries"])
     features = features_of(encode, test)
     if clip_W is None:
         return few_shot.few_shot(features, test.target, **options)
     return window_vote.few_shot_windows(features, clip_W, test.target, **options)
+
+
+def _check_classes(label_M: Tensor, ways: int, shots: int, queries: int) -> None:
+    """ValueError, with what would do, where too few classes have enough test images."""
+    size_C = torch.bincount(label_M).sort(descending=True).values
+    enough = int((size_C >= shots + queries).sum())
+    if enough >= ways:
+        return
+    most = int(size_C[ways - 1]) if len(size_C) >= ways else 0
+    fits = [f"--ways {enough}"] if enough > 1 else []
+    fits += [f"--shots 1 --queries {most - 1}"] if most > 1 else []
+    raise ValueError(
+        f"--ways {ways} --shots {shots} --queries {queries}: expected {ways} classes with "
+        f"{shots + queries} test images each, received {enough}"
+        + (f"; {' or '.join(fits)} would do" if fits else "")
+    )

@@ -3,6 +3,7 @@
 # shapes: N samples, V views, S side, C channels
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastssl.data.batch import Shown
+from fastssl.engine.files import write_bytes
 from fastssl.engine.plan import check
 from fastssl.recipes.assemble import open_data
 from fastssl.recipes.catalogue import short_name
@@ -55,7 +57,9 @@ def write_sheet(shown: Shown, path: Path) -> None:
     """The contact sheet as a PNG file."""
     from PIL import Image
 
-    Image.fromarray(sheet(shown)).save(path, optimize=True)
+    png = io.BytesIO()
+    Image.fromarray(sheet(shown)).save(png, format="PNG", optimize=True)
+    write_bytes(path, png.getvalue())
 
 
 def sheet(shown: Shown) -> NDArray[np.uint8]:

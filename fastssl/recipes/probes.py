@@ -3,12 +3,14 @@
 # shapes: N train images, M test images, C channels, S side, F features
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
+from fastssl.augment.spirograph import SHIFTS, shifted_bounds
 from fastssl.evaluation import finetune, linear, ridge, robustness, sensitivity
 from fastssl.evaluation.features import standardise
 from fastssl.evaluation.fractions import fractions as by_fraction
@@ -19,6 +21,7 @@ from fastssl.recipes.feature_cache import CLEAN, KeptEncoder, Look, features_of
 Metrics = Iterator[tuple[str, float]]
 Fitted = Callable[[Tensor], Callable[[Tensor], Metrics]]
 HIDDEN_DIMS = (2048, 2048)
+MOST_JITTER = 2.5
 AMOUNTS: dict[str, tuple[float, ...]] = {
     "h": (-0.5, -0.3, -0.1, 0.0, 0.1, 0.3, 0.5),
     "background": (0.0, 0.1, 0.2, 0.3, 0.4),
@@ -111,23 +114,46 @@ def _view(train: Any, views: str) -> Callable[[np.ndarray, int], Tensor] | None:
     return lambda position_n, epoch: train.redraw(position_n, epoch, only)
 
 
-def shifts(
-    train: Any, test: Any, encode: Any, *, shift: str | None, amounts: tuple[float, ...] | None
-) -> Metrics:
-    """The curves of one shift, or of all that the data know."""
+def amounts_of(
+    train: Any, shift: str | None, amounts: tuple[float, ...] | None
+) -> dict[str, tuple[float, ...]]:
+    """How far each shift goes: one, or all that the data know. ValueError for what cannot be."""
     if not train.shifts:
         raise ValueError(
             "robustness: needs data whose variation can be shifted: spirograph, or images"
         )
     if amounts is not None and shift is None and len(train.shifts) > 1:
         raise ValueError(f"--amounts: needs --shift, one of {', '.join(train.shifts)}")
-    for name in train.shifts if shift is None else (shift,):
+    if shift is not None and shift not in train.shifts:
+        raise ValueError(f"--shift: expected one of: {', '.join(train.shifts)}; received {shift!r}")
+    names = train.shifts if shift is None else (shift,)
+    chosen = {name: amounts or AMOUNTS.get(name, ()) for name in names}
+    for name, values in chosen.items():
+        for amount in values:
+            _check_amount(name, amount)
+    return chosen
+
+
+def _check_amount(name: str, amount: float) -> None:
+    if name == "jitter" and not 0 <= amount <= MOST_JITTER:
+        raise ValueError(
+            f"--amounts: expected 0 to {MOST_JITTER:g} for jitter (a hue turns by .2 of it, half a "
+            f"turn at most), received {amount:g}"
+        )
+    if not math.isfinite(amount):
+        raise ValueError(f"--amounts: expected finite numbers, received {amount:g}")
+    if name in SHIFTS:
+        shifted_bounds(name, amount)
+
+
+def shifts(train: Any, test: Any, encode: Any, *, amounts: dict[str, tuple[float, ...]]) -> Metrics:
+    """The curves of the shifts that ``amounts_of`` gave."""
+    for name, values in amounts.items():
 
         def seen(amount: float | None, name: str = name) -> tuple[Tensor, Tensor]:
             look = CLEAN if amount is None else Look(shift=name, amount=amount)
             return features_of(encode, train, look), features_of(encode, test, look)
 
-        values = amounts or AMOUNTS.get(name, ())
         yield from robustness.robustness(seen, _fitted(train, test), shift=name, amounts=values)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,19 @@ def read_run(folder: Path) -> Run:
     from fastssl.engine.run_folder import read_settings
 
     return run_from_settings(read_settings(folder), origin=str(folder / "config.yaml"))
+
+
+@contextlib.contextmanager
+def own_data(data: str) -> Iterator[None]:
+    """An error about a run's own ``data`` says whose they are: nobody has typed the flag."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(f"--data {data}: "):
+            raise
+        raise ValueError(
+            f"the run's data cannot be used; give --data DIR if they moved ({error})"
+        ) from error
 
 
 def _section(value: object, what: str, origin: str) -> dict:

@@ -59,6 +59,7 @@ def make_study(
     source: Any, kind: str, *, train_limit: int | None, test_limit: int | None, **options: Any
 ) -> Study:
     """The study ``kind`` of STUDIES on a source. ValueError where its labels are missing."""
+    _check_least(LEAST.get(kind, {}), options)
     train, test = source.labelled("train", train_limit), source.labelled("test", test_limit)
     if train is None or test is None:
         raise ValueError(
@@ -72,6 +73,8 @@ def make_study(
         facts, options = {**facts, **prepared.facts}, prepared.options
     if kind in ("averaging", "invariance", "fractions", "robustness"):
         facts.update((ridge if train.task == "regression" else linear).PROTOCOL)
+    if kind == "robustness":
+        options["amounts"] = probes.amounts_of(train, options.pop("shift"), options["amounts"])
     return Study(
         kind=kind,
         train=train,
@@ -79,6 +82,12 @@ def make_study(
         measure=partial(measure, **options),
         facts={**facts, **{k: str(v) if isinstance(v, Path) else v for k, v in options.items()}},
     )
+
+
+def _check_least(least: dict[str, int], options: dict[str, Any]) -> None:
+    for name, number in least.items():
+        if options[name] < number:
+            raise ValueError(f"--{name}: expected at least {number}, received {options[name]}")
 
 
 def _averaging(train: Any, test: Any, encode: FeaturesFn, *, averages: tuple[int, ...]) -> Metrics:
@@ -147,6 +156,10 @@ def _under(encode: Any, bits_K: Tensor, x_NCSS: Tensor) -> Tensor:
     return encode(x_NCSS, bits_K)
 
 
+LEAST = {
+    "few-shot": {"ways": 2, "shots": 1, "queries": 1, "episodes": 2},  # an interval needs two
+    "meter": {"draws": 2},
+}
 STUDIES: dict[str, tuple[Callable[..., Metrics], dict[str, Any]]] = {
     "averaging": (_averaging, averaging.PROTOCOL),
     "meter": (_meter, meter.PROTOCOL),

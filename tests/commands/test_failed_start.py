@@ -207,3 +207,32 @@ def test_a_full_disk_at_the_export_is_told_with_step_file_and_what_next(
     told = capsys.readouterr().err
     for part in ("step 6", "backbone.safetensors", "No space left", f"--out {run} --resume"):
         assert part in told
+    assert "the training is done (and saved)" in told
+
+
+def test_a_disk_that_is_always_full_is_not_called_saved(train, tmp_path, monkeypatch, capsys):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", "here")
+
+    monkeypatch.setattr("fastssl.engine.checkpoint.save", full)
+    assert train("--out", tmp_path / "run") == 0
+    assert "warning: no checkpoint could be saved" in capsys.readouterr().out.splitlines()[-1]
+    monkeypatch.setattr(assemble, "export_backbone", full)
+    assert train("--out", tmp_path / "other") == 2
+    assert "the training is done (no checkpoint could be saved)" in capsys.readouterr().err
+
+
+def test_a_disk_too_full_for_a_start_is_named_and_nothing_is_left(tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastssl.engine.files.os.fsync", full)
+    assert main(["--out", str(tmp_path / "a" / "run"), "--max-steps", "1"]) == 2
+    told = capsys.readouterr().err
+    assert "a/run/config.yaml" in told and "make room" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_told_by_its_flag(tmp_path, capsys):
+    assert main(["--out", "/proc/nowhere/run", "--max-steps", "1"]) == 2
+    assert "out: /proc/nowhere/run cannot be made: No such file" in capsys.readouterr().err

@@ -292,6 +292,21 @@ def test_a_disk_that_stays_full_keeps_the_old_checkpoints(toy, tmp_path, forks):
     assert after == before
 
 
+def test_a_disk_that_is_full_from_the_start_promises_no_older_checkpoint(
+    toy, tmp_path, monkeypatch
+):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    text = io.StringIO()
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr("fastssl.engine.run_folder.write_text", lambda *_: None)
+    monkeypatch.setattr("fastssl.engine.run_folder.write_json", lambda *_: None)
+    result, _ = toy.train(tmp_path / "run", console=Console(text))
+    assert result.saved_at == 0
+    assert "there is no older one" in text.getvalue() and "step 0)" not in text.getvalue()
+
+
 def test_metrics_that_do_not_fit_on_the_disk_do_not_end_the_run(toy, run, tmp_path, forks):
     out = tmp_path / "run"
     answer = forks.run(out, env={"FASTSSL_FAULT": "metrics.before_line:enospc:5"})

@@ -104,10 +104,27 @@ def test_nothing_is_said_before_there_is_something_to_say():
     assert watch.seconds_left(5) is None and watch.views_per_second == 0 and watch.data_wait == 0
     text = io.StringIO()
     with Progress(Console(text), total=3, watch=watch) as bar:
-        bar.show(3, None)
+        bar.show(3, None, of_step=0)
     assert text.getvalue() == "step 3/3  \n"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (75.2, "1:15"), (3725, "1:02:05")])
 def test_times_read_like_a_clock(seconds, text):
     assert progress._clock(seconds) == text
+
+
+def test_the_loss_shown_is_that_of_the_step_shown(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    texts = {every: io.StringIO() for every in (1, 24)}
+    for every, text in texts.items():
+        out = tmp_path / str(every)
+        toy.train(out, console=Console(text), readouts=(), log_every=every)
+    shown = [re.findall(r"step \d+/24  loss [\d.]+", text.getvalue()) for text in texts.values()]
+    assert shown[0] == shown[1] and len(shown[0]) == 24
+
+
+def test_an_older_loss_is_named_with_its_step():
+    text = io.StringIO()
+    with Progress(Console(text), total=30, watch=Stopwatch()) as shown:
+        shown.show(30, 3.5, of_step=21)
+    assert "step 30/30  loss 3.5000 (step 21)" in text.getvalue()

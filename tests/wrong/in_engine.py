@@ -183,6 +183,13 @@ STARTS_AND_ENDS = (
         f"{FAILED_START}::test_a_finished_run_that_is_resumed_is_not_scored_twice",
     ),
     _start(
+        "changed-data-go-on",
+        "engine/same_data",
+        "if k != _GIVEN} == now:",
+        "if k != _GIVEN} or now:",
+        "commands/test_moved_data.py",
+    ),
+    _start(
         "validated-after-the-folder-is-claimed",
         "recipes/assemble",
         "        parts = validated(run, cache_dir=folder.cache, num_ranks=ranks.size)\n",
