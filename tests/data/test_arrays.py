@@ -122,7 +122,7 @@ def test_test_arrays_come_in_pairs_and_names_for_every_class():
         array_source(images(), test_images=images(), test_labels=LABELS)
     with pytest.raises(ValueError, match="classes: expected a name for each of the labels 0 to 2"):
         array_source(images(), LABELS, classes=("a", "b"))
-    with pytest.raises(ValueError, match="batch_size is 41"):
+    with pytest.raises(ValueError, match="batch-size is 41"):
         array_source(images()).steps_per_epoch(41)
 
 

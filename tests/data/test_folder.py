@@ -314,7 +314,7 @@ def test_wrong_folders_are_refused_by_flag(tmp_path):
     picture(1, (8, 8)).save(tmp_path / "one.png")
     with pytest.raises(ValueError, match=r"--data .*this is another file"):
         source_of(tmp_path / "one.png")
-    with pytest.raises(ValueError, match="batch_size is 5; add images"):
+    with pytest.raises(ValueError, match="batch-size is 5; add images"):
         source_of(tmp_path).steps_per_epoch(5)
 
 
