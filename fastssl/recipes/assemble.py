@@ -26,6 +26,7 @@ from fastssl.engine.run_folder import RunFolder, check_out, open_run
 from fastssl.engine.signals import EXIT_CODES, Stopped, StopSignals
 from fastssl.engine.trackers import check_trackers
 from fastssl.kernels import native
+from fastssl.recipes.agreement import check_agreement
 from fastssl.recipes.assess import append_record, make_record, recorded_by
 from fastssl.recipes.catalogue import default_run, short_name
 from fastssl.recipes.encoders import build_method, hears, snippet_of
@@ -157,6 +158,7 @@ def validated(
     """``build``, and everything else that can be refused before anything is written."""
     check(run.train)
     check_trackers(run.train)
+    check_agreement(run, num_ranks=num_ranks)
     parts = build(run, cache_dir=cache_dir, scan_budget_s=scan_budget_s)
     _refuse_long_warmup(run.train, total_steps(parts.source, run.train, num_ranks=num_ranks))
     rehearse(parts.method, parts.source)
