@@ -12,6 +12,7 @@ from tests.wrong import (
     in_evaluation,
     in_kernels,
     in_losses,
+    in_methods,
     in_science,
     in_sigmoid_pairs,
     in_soft_targets,
@@ -22,7 +23,7 @@ MUTANTS += in_distributed.MUTANTS + in_compat.MUTANTS + in_soft_targets.MUTANTS
 MUTANTS += in_augment.MUTANTS + in_data.MUTANTS
 MUTANTS += in_sigmoid_pairs.MUTANTS
 MUTANTS += in_audio.MUTANTS
-MUTANTS += in_evaluation.MUTANTS
+MUTANTS += in_evaluation.MUTANTS + in_methods.MUTANTS
 
 # One per room, quick to run: these are planted in the default suite too.
 SAMPLE = (
