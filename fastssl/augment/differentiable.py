@@ -71,10 +71,18 @@ def limits_of(drawn: Drawn) -> tuple[Tensor, Tensor]:
 
 
 def rerender(drawn: Drawn, view: int, alpha_NA: Tensor, *, side: int) -> Tensor:
-    """(N, 3, S, S): the view under other parameters; under its own it is the view itself."""
-    if drawn.nuisance_VNA is not None:
+    """(N, 3, S, S): the view under other parameters; under its own it is the view itself.
+
+    Never in the precision of an autocast region, which is for networks.
+    """
+    with torch.autocast(alpha_NA.device.type, enabled=False):
+        if drawn.nuisance_VNA is None:
+            return _recoloured(drawn, view, alpha_NA)
         assert drawn.object_NT is not None
         return spirograph.render(drawn.object_NT, alpha_NA, side=side)
+
+
+def _recoloured(drawn: Drawn, view: int, alpha_NA: Tensor) -> Tensor:
     stages_N = drawn.tables[0].code("stages")[view]
     base_NCSS = drawn.base[view].to(alpha_NA.dtype)
     runs_N = (stages_N & STAGE_BIT["jitter"]) != 0
@@ -95,7 +103,8 @@ def moved(
     """
     if drawn.nuisance_VNA is not None:
         assert drawn.object_NT is not None
-        return spirograph.render_along(drawn.object_NT, alpha_NA, step_NA, side=side)
+        with torch.autocast(alpha_NA.device.type, enabled=False):
+            return spirograph.render_along(drawn.object_NT, alpha_NA, step_NA, side=side)
     x_NCSS = rerender(drawn, view, alpha_NA, side=side)
     vector_NCSS = 0 * x_NCSS  # any vector; torch.compile wants none made with requires_grad_
     (product_NA,) = torch.autograd.grad(x_NCSS, alpha_NA, vector_NCSS, create_graph=True)

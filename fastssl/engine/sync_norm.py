@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastssl.losses.distributed import sum_over_ranks
+from fastssl.nn.split_norm import SplitBatchNorm2d
 
 
 class RankBatchNorm(_BatchNorm):
@@ -57,8 +58,13 @@ class RankBatchNorm(_BatchNorm):
 
 
 def over_ranks(module: nn.Module, group: Any) -> None:
-    """Turn every BatchNorm inside ``module`` into one over ``group``; the tensors stay the same."""
+    """Turn every BatchNorm inside ``module`` into one over ``group``; the tensors stay the same.
+
+    One that normalises parts of a batch apart keeps them: over all ranks it would be undone.
+    """
     for name, child in module.named_children():
+        if isinstance(child, SplitBatchNorm2d) and child.num_splits > 1:
+            continue
         if isinstance(child, _BatchNorm) and not isinstance(child, RankBatchNorm):
             setattr(module, name, _over(child, group))
         else:

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from fastssl.augment.drawn import Drawn
 from fastssl.losses import InfoNCELoss, KeyQueue, MoCoLoss, NTXentLoss
+from fastssl.losses.arguments import check_count
 from fastssl.methods.paper_configs import AmortisedConfig
 from fastssl.methods.views import check_two_views
 from fastssl.nn.corner_heads import CornerHeads
 from fastssl.nn.ema import EMA, cosine_momentum
 from fastssl.nn.hyper import HyperEncoder
 from fastssl.nn.prompt_vit import PromptViT
+from fastssl.nn.split_norm import split_batch_norm
 
 
 class Amortised(nn.Module):
@@ -32,6 +34,7 @@ class Amortised(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: AmortisedConfig) -> None:
         super().__init__()
+        check_count("amortised", "rank", config.rank)
         self.backbone = condition(backbone, config)
         dims, corners = config.projector_dims, config.num_corners
         norm = "batch" if config.over == "mocov3" else "none"
@@ -44,6 +47,7 @@ class Amortised(nn.Module):
             return
         self.keys = EMA(nn.ModuleDict({"backbone": self.backbone, "heads": self.heads}))
         if config.over == "mocov2":
+            split_batch_norm(self.keys, config.bn_splits)
             self.loss = MoCoLoss(config.temperature)
             self.queues = KeyQueue(config.queue_size, dims[-1], num_queues=corners)
             return
@@ -57,7 +61,13 @@ class Amortised(nn.Module):
         """Loss and metrics of two views (N, C, S, S) made under the corner of the table."""
         check_two_views("amortised", views)
         bits_K, corner = table.bits_K.to(views[0].dtype), table.corner
-        loss = getattr(self, f"_{self.over}")(views, bits_K, corner)
+        if len(bits_K) != self.backbone.num_bits:
+            raise ValueError(
+                f"amortised: num_bits: expected {len(bits_K)}, the groups of the data's "
+                f"augmentations, received {self.backbone.num_bits}"
+            )
+        losses = {"simclr": self._simclr, "mocov2": self._mocov2, "mocov3": self._mocov3}
+        loss = losses[self.over](views, bits_K, corner)
         return loss, {"bits_on": bits_K.sum()}
 
     def features(self, x_NCSS: Tensor, bits_K: Tensor | None = None) -> Tensor:

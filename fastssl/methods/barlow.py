@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.augment.drawn import Drawn
+from fastssl.losses.arguments import check_setting
 from fastssl.losses.distributed import count_over_ranks, sum_over_ranks
 from fastssl.methods.configs import BarlowConfig
 from fastssl.methods.views import check_two_views
@@ -52,11 +53,17 @@ class CrossCorrelationLoss(nn.Module):
 
     def __init__(self, redundancy: float, *, group: ProcessGroup | None = None) -> None:
         super().__init__()
+        check_setting("barlow", "redundancy", redundancy, least=0.0)
         self.redundancy = redundancy
         self.group = group
 
     def forward(self, z0_ND: Tensor, z1_ND: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss () and the mean correlation on the diagonal."""
+        dtype = torch.promote_types(z0_ND.dtype, torch.float32)
+        with torch.autocast(z0_ND.device.type, enabled=False):  # products of float32 stay so
+            return self._loss(z0_ND.to(dtype), z1_ND.to(dtype))
+
+    def _loss(self, z0_ND: Tensor, z1_ND: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         count = len(z0_ND) if self.group is None else count_over_ranks(z0_ND, group=self.group)
         unit0_ND, unit1_ND = (self._standardised(z_ND, count) for z_ND in (z0_ND, z1_ND))
         c_DD = self._total(unit0_ND.T @ unit1_ND) / count
@@ -67,7 +74,6 @@ class CrossCorrelationLoss(nn.Module):
 
     def _standardised(self, z_ND: Tensor, count: int) -> Tensor:
         """Batch normalisation without scale and shift, over the rows of all ranks."""
-        z_ND = z_ND.to(torch.promote_types(z_ND.dtype, torch.float32))
         centred_ND = z_ND - self._total(z_ND.sum(0)) / count
         variance_D = self._total(centred_ND.square().sum(0)) / count
         return centred_ND * torch.rsqrt(variance_D + 1e-5)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastssl.augment.drawn import Drawn
 from fastssl.methods.configs import BYOLConfig
 from fastssl.methods.views import check_two_views
+from fastssl.nn.cosine import row_cosine
 from fastssl.nn.ema import EMA, cosine_momentum
 from fastssl.nn.heads import mlp
 
@@ -40,7 +41,7 @@ class BYOL(nn.Module):
         check_two_views("byol", views)
         p0_ND, p1_ND = (self.predictor(self.projector(self.backbone(view))) for view in views)
         t0_ND, t1_ND = (self.target(view) for view in views)
-        similarity_N = F.cosine_similarity(p0_ND, t1_ND) + F.cosine_similarity(p1_ND, t0_ND)
+        similarity_N = row_cosine(p0_ND, t1_ND) + row_cosine(p1_ND, t0_ND)
         spread = F.normalize(t0_ND, dim=1).std(dim=0).mean() * t0_ND.shape[1] ** 0.5
         return 4 - 2 * similarity_N.mean(), {"embedding_std": spread}
 

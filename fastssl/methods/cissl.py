@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.augment.drawn import Drawn
 from fastssl.losses import CISSLLoss
+from fastssl.losses.arguments import check_setting
 from fastssl.methods.paper_configs import CISSLConfig
 from fastssl.methods.views import check_two_views
+from fastssl.nn.cosine import row_cosine
 from fastssl.nn.expand import expand
 from fastssl.nn.heads import mlp
 
@@ -31,6 +32,7 @@ class CISSL(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: CISSLConfig) -> None:
         super().__init__()
+        check_setting("cissl", "dim", config.dim or 0, least=0)
         self.backbone = expand(backbone, config.dim) if config.dim else backbone
         width = int(backbone.num_features)  # type: ignore[arg-type]
         self.teacher = mlp(width, config.projector_dims, last="bn")
@@ -45,7 +47,7 @@ class CISSL(nn.Module):
         h_MF = self.backbone(torch.cat(views))
         a_MD, b_MD = self.student(h_MF), self.teacher(h_MF)
         other_MD = torch.cat(b_MD.detach().chunk(2)[::-1])
-        similarity = F.cosine_similarity(a_MD.detach(), other_MD).mean()
+        similarity = row_cosine(a_MD.detach(), other_MD).mean()
         return self.loss(a_MD, b_MD), {"positive_similarity": similarity}
 
     def features(self, x_NCSS: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastssl.augment.drawn import Drawn
 from fastssl.losses import DINOLoss
+from fastssl.losses.arguments import check_setting
 from fastssl.losses.dino import dino_loss
 from fastssl.methods.configs import DINOConfig
 from fastssl.methods.views import by_size, check_crops
@@ -31,6 +32,8 @@ class DINO(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: DINOConfig) -> None:
         super().__init__()
+        first = config.warmup_teacher_temperature
+        check_setting("dino", "warmup_teacher_temperature", first, above=0.0)
         self.backbone = backbone
         self.projector = mlp(int(backbone.num_features), config.projector_dims, hidden="gelu")  # type: ignore[arg-type]
         self.outputs = CosinePrototypes(config.projector_dims[-1], config.num_outputs)
@@ -41,7 +44,7 @@ class DINO(nn.Module):
             teacher_temperature=config.teacher_temperature,
             centre_momentum=config.centre_momentum,
         )
-        self.first_temperature = config.warmup_teacher_temperature
+        self.first_temperature = first
         self.warmup_steps = config.warmup_teacher_steps
         self.frozen_steps = config.freeze_outputs_steps
         self.momentum = config.momentum

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastssl.augment.drawn import Drawn
 from fastssl.losses import DISSLLoss
+from fastssl.losses.arguments import check_setting
 from fastssl.methods.paper_configs import DISSLConfig
 from fastssl.methods.views import by_size, check_crops
 from fastssl.nn.expand import expand
@@ -29,6 +30,7 @@ class DISSL(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: DISSLConfig) -> None:
         super().__init__()
+        check_setting("dissl", "dim", config.dim or 0, least=0)
         self.backbone = expand(backbone, config.dim) if config.dim else backbone
         width = int(backbone.num_features)  # type: ignore[arg-type]
         classes, neck = config.num_outputs, config.bottleneck_dim

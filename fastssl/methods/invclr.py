@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fastssl.augment.differentiable import alpha_of, limits_of, moved, rerender, with_leaf
 from fastssl.augment.drawn import Drawn
+from fastssl.losses.arguments import check_setting
 from fastssl.methods.configs import MoCoV2Config, SimCLRConfig
 from fastssl.methods.mocov2 import MoCoV2
 from fastssl.methods.paper_configs import InvCLRConfig
@@ -37,6 +38,8 @@ class InvCLR(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: InvCLRConfig) -> None:
         super().__init__()
+        check_setting("invclr", "penalty", config.penalty, least=0.0)
+        check_setting("invclr", "clip", config.clip, above=0.0)
         temperature, dims = config.temperature, config.projector_dims
         self.contrast: nn.Module
         if config.over == "simclr":

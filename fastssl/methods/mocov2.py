@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.augment.drawn import Drawn
 from fastssl.losses import KeyQueue, MoCoLoss
 from fastssl.methods.configs import MoCoV2Config
 from fastssl.methods.views import check_two_views
+from fastssl.nn.cosine import row_cosine
 from fastssl.nn.ema import EMA
 from fastssl.nn.heads import mlp
 from fastssl.nn.split_norm import split_batch_norm
@@ -77,7 +77,7 @@ class MoCoV2(nn.Module):
 
     def _loss(self, h_NF: Tensor, of_key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_ND, k_ND = self.projector(h_NF), self.keys(of_key)
-        similarity = F.cosine_similarity(q_ND.detach(), k_ND).mean()
+        similarity = row_cosine(q_ND.detach(), k_ND).mean()
         return self.loss(q_ND, k_ND, self.queue), similarity, k_ND
 
     def _enqueue(self, keys: list[Tensor]) -> None:

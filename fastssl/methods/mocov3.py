@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.augment.drawn import Drawn
 from fastssl.losses import InfoNCELoss
 from fastssl.methods.configs import MoCoV3Config
 from fastssl.methods.views import check_two_views
+from fastssl.nn.cosine import row_cosine
 from fastssl.nn.ema import EMA, cosine_momentum
 from fastssl.nn.heads import mlp
 
@@ -51,7 +51,7 @@ class MoCoV3(nn.Module):
         keys = [self.keys(view) for view in views]
         pairs = [(queries[0], keys[1]), (queries[1], keys[0])]
         losses = [2 * self.temperature * self.loss(q_ND, k_ND) for q_ND, k_ND in pairs]
-        similarity = [F.cosine_similarity(q_ND.detach(), k_ND).mean() for q_ND, k_ND in pairs]
+        similarity = [row_cosine(q_ND.detach(), k_ND).mean() for q_ND, k_ND in pairs]
         return losses[0] + losses[1], {"positive_similarity": torch.stack(similarity).mean()}
 
     def after_step(self, step: int, total: int) -> None:

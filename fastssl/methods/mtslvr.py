@@ -20,6 +20,7 @@ from fastssl.losses import NTXentLoss
 from fastssl.methods.paper_configs import MTSLVRConfig
 from fastssl.methods.views import check_two_views
 from fastssl.nn.adapters import AdapterNet, SplitNet
+from fastssl.nn.cosine import row_cosine
 from fastssl.nn.heads import mlp
 
 
@@ -72,8 +73,8 @@ class MTSLVR(nn.Module):
             return self.loss(*self.projector(f_MD).chunk(2))
         z0_ND, z1_ND = (self.projector(f_ND) for f_ND in f_MD.chunk(2))
         p0_ND, p1_ND = self.predictor(z0_ND), self.predictor(z1_ND)
-        first_N = F.cosine_similarity(p0_ND, z1_ND.detach())
-        second_N = F.cosine_similarity(p1_ND, z0_ND.detach())
+        first_N = row_cosine(p0_ND, z1_ND.detach())
+        second_N = row_cosine(p1_ND, z0_ND.detach())
         return -(first_N.mean() + second_N.mean()) / 2
 
     def _prediction(self, f_MD: Tensor, table: Drawn) -> Tensor:

@@ -18,7 +18,7 @@ class CISSLConfig:
     projector_dims: tuple[int, ...] = (1024, 128)
     """Widths of the teacher head's layers; the student is linear, to the last of them."""
     dim: int | None = None
-    """Width of the representation, by a bottleneck before the pooling. Default: the backbone's."""
+    """Width of the representation, by a bottleneck before the pooling; 0: the backbone's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class DISSLConfig:
     invariance: float = 0.8
     """Weight beta of the teachers' agreement; 0.6 on ImageNet."""
     dim: int | None = None
-    """Width of the representation, by a bottleneck before the pooling. Default: the backbone's."""
+    """Width of the representation, by a bottleneck before the pooling; 0: the backbone's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,10 @@ class StochasticConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AmortisedConfig:
-    """Amortised invariance learning (Chavhan et al. 2023, arXiv:2302.12712)."""
+    """Amortised invariance learning (Chavhan et al. 2023, arXiv:2302.12712).
+
+    Every micro-batch has an invariance vector of its own: with --accumulate k a step has up to k.
+    """
 
     over: Literal["simclr", "mocov2", "mocov3"] = "simclr"
     """The contrastive method that it amortises."""
@@ -97,6 +100,8 @@ class AmortisedConfig:
     """Keys in each corner's queue (over mocov2)."""
     momentum: float = 0.99
     """Of the key encoder's average; over mocov3 it rises to 1."""
+    bn_splits: int = 8
+    """Parts of a batch that the key encoder's batch norms see apart (over mocov2)."""
 
 
 @dataclass(frozen=True, kw_only=True)

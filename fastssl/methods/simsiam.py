@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastssl.augment.drawn import Drawn
 from fastssl.methods.configs import SimSiamConfig
 from fastssl.methods.views import check_two_views
+from fastssl.nn.cosine import row_cosine
 from fastssl.nn.heads import mlp
 
 
@@ -36,8 +37,8 @@ class SimSiam(nn.Module):
         check_two_views("simsiam", views)
         z0_ND, z1_ND = (self.projector(self.backbone(view)) for view in views)
         p0_ND, p1_ND = self.predictor(z0_ND), self.predictor(z1_ND)
-        first_N = F.cosine_similarity(p0_ND, z1_ND.detach())
-        second_N = F.cosine_similarity(p1_ND, z0_ND.detach())
+        first_N = row_cosine(p0_ND, z1_ND.detach())
+        second_N = row_cosine(p1_ND, z0_ND.detach())
         spread = F.normalize(z0_ND.detach(), dim=1).std(dim=0).mean() * z0_ND.shape[1] ** 0.5
         return -(first_N.mean() + second_N.mean()) / 2, {"embedding_std": spread}
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastssl.augment.drawn import Drawn
 from fastssl.losses import NTXentLoss
+from fastssl.losses.arguments import check_setting
 from fastssl.methods.paper_configs import StochasticConfig
 from fastssl.methods.views import check_two_views
 from fastssl.nn.heads import mlp
@@ -37,6 +38,8 @@ class Stochastic(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: StochasticConfig) -> None:
         super().__init__()
+        check_setting("stochastic", "beta", config.beta, least=0.0)
+        check_setting("stochastic", "relaxation", config.relaxation, above=0.0)
         width = int(backbone.num_features)  # type: ignore[arg-type]
         self.placement = config.placement
         if config.placement == "head":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.augment.drawn import Drawn
+from fastssl.losses.arguments import check_setting
 from fastssl.losses.distributed import count_over_ranks, sum_over_ranks
 from fastssl.methods.configs import VICRegConfig
 from fastssl.methods.views import check_two_views
@@ -63,14 +64,20 @@ class VICRegLoss(nn.Module):
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        check_setting("vicreg", "invariance", invariance, least=0.0)
+        check_setting("vicreg", "variance", variance, least=0.0)
+        check_setting("vicreg", "covariance", covariance, least=0.0)
         self.invariance, self.variance, self.covariance = invariance, variance, covariance
         self.group = group
 
     def forward(self, z0_ND: Tensor, z1_ND: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss () and its three parts."""
-        count = len(z0_ND) if self.group is None else count_over_ranks(z0_ND, group=self.group)
         dtype = torch.promote_types(z0_ND.dtype, torch.float32)
-        z0_ND, z1_ND = z0_ND.to(dtype), z1_ND.to(dtype)
+        with torch.autocast(z0_ND.device.type, enabled=False):  # products of float32 stay so
+            return self._loss(z0_ND.to(dtype), z1_ND.to(dtype))
+
+    def _loss(self, z0_ND: Tensor, z1_ND: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        count = len(z0_ND) if self.group is None else count_over_ranks(z0_ND, group=self.group)
         apart = self._total((z0_ND - z1_ND).square().sum()) / (count * z0_ND.shape[1])
         variance0, covariance0 = self._spread(z0_ND, count)
         variance1, covariance1 = self._spread(z1_ND, count)
@@ -82,10 +89,10 @@ class VICRegLoss(nn.Module):
 
     def _spread(self, z_ND: Tensor, count: int) -> tuple[Tensor, Tensor]:
         centred_ND = z_ND - self._total(z_ND.sum(0)) / count
-        c_DD = self._total(centred_ND.T @ centred_ND) / (count - 1)
-        variance_D = c_DD.diagonal()
+        variance_D = self._total(centred_ND.square().sum(0)) / (count - 1)
         hinge = torch.relu(1 - torch.sqrt(variance_D + _EPS)).mean()
-        off = (c_DD.square().sum() - variance_D.square().sum()) / len(variance_D)
+        c_DD = self._total(centred_ND.T @ centred_ND) / (count - 1)
+        off = (c_DD.square().sum() - c_DD.diagonal().square().sum()) / len(variance_D)
         return hinge, off
 
     def _total(self, x: Tensor) -> Tensor:

@@ -98,6 +98,8 @@ class CategoricalLatent(nn.Module):
         sampling: Literal["relaxed", "hard"] = "relaxed",
     ) -> None:
         super().__init__()
+        if values < 2:
+            raise ValueError(f"values: expected at least 2 of each variable, received {values}")
         if dim % values:
             raise ValueError(f"latent_dim: expected a multiple of {values} values, received {dim}")
         self.parameters_of = nn.Linear(num_features, dim)

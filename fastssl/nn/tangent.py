@@ -96,7 +96,7 @@ class _Stacked(TorchFunctionMode):
             return func(*args, **kwargs)
         raise ValueError(
             f"tangent: expected operators of convolutional networks with ReLU and batch norm, "
-            f"received {getattr(func, '__name__', func)}"
+            f"received {getattr(func, '__name__', func)}; --expectation closed takes any encoder"
         )
 
 

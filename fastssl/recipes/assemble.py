@@ -27,6 +27,7 @@ from fastssl.engine.run_folder import RunFolder, check_out, open_run, read_setti
 from fastssl.engine.same_data import kept_of_data, refuse_other_data
 from fastssl.engine.signals import EXIT_CODES, Stopped, StopSignals
 from fastssl.engine.trackers import check_trackers
+from fastssl.recipes.agreement import check_agreement
 from fastssl.recipes.assess import append_record, make_record, recorded_by, split_name
 from fastssl.recipes.catalogue import default_run, short_name
 from fastssl.recipes.encoders import build_method, hears, snippet_of
@@ -171,6 +172,7 @@ def validated(
     check_trackers(run.train)
     if run.train.front != "logmel" and not hears(run.train):
         raise ValueError(f"--front {run.train.front}: is for sounds (--data tones, or a folder)")
+    check_agreement(run)
     parts = build(run, cache_dir=cache_dir, scan_budget_s=scan_budget_s)
     _refuse_long_warmup(run.train, total_steps(parts.source, run.train, num_ranks=num_ranks))
     rehearse(parts.method, parts.source, batch_size=run.train.batch_size // num_ranks)

@@ -85,24 +85,8 @@ def evaluate(
     """
     _check_counts({"train-images": train_images, "test-images": test_images, "k": options.get("k")})
     run, where = subject.run, resolve_device(device)
-    if factor is not None and (data or run.train.data) != "tones":
-        raise ValueError(f"--factor {factor}: goes with --data tones")
-    whose = own_data(run.train.data) if data is None else contextlib.nullcontext()
+    source, alike = _opened(subject, data, factor=factor, workers=workers, device=where)
     data = data or run.train.data
-    with whose:
-        refuse_missing(data)
-        sounds = _fitting(data, run, subject.name)
-        alike = sounds or data_kind(data) == data_kind(run.train.data)
-        source = open_source(
-            data,
-            image_size=run.train.image_size,
-            seed=run.train.seed,
-            augment=run.train.augment if alike else None,  # the same normalisation
-            factor=factor or run.train.factor,
-            front=run.train.front,
-            workers=workers,
-            device=where,
-        )
     if source.kind in EMBEDDED:
         train_images = train_images or EMBEDDED_IMAGES["train"]
         test_images = test_images or EMBEDDED_IMAGES["test"]
@@ -126,6 +110,31 @@ def evaluate(
     record["encoder"] = subject.name
     record["extractions_saved"] = getattr(encode, "found", 0)
     return record
+
+
+def _opened(
+    subject: Subject, data: str | None, *, factor: str | None, workers: int, device: torch.device
+) -> tuple[Any, bool]:
+    """The data to score on, the run's own by default; whether they are of its kind."""
+    train = subject.run.train
+    if factor is not None and (data or train.data) != "tones":
+        raise ValueError(f"--factor {factor}: goes with --data tones")
+    with own_data(train.data) if data is None else contextlib.nullcontext():
+        data = data or train.data
+        refuse_missing(data)
+        sounds = _fitting(data, subject.run, subject.name)
+        alike = sounds or data_kind(data) == data_kind(train.data)
+        source = open_source(
+            data,
+            image_size=train.image_size,
+            seed=train.seed,
+            augment=train.augment if alike else None,  # the same normalisation
+            factor=factor or train.factor,
+            front=train.front,
+            workers=workers,
+            device=device,
+        )
+    return source, alike
 
 
 def _encoder(kind: str, subject: Subject, device: torch.device) -> Any:

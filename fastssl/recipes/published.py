@@ -1,7 +1,8 @@
 """``--recipe NAME``: runs at the papers' scale, for data in a folder, in shards or in arrays.
 
-A line is one run. ``source`` says whose numbers they are: "paper" (the method's own, or the code
-that its authors published), "usual" (what others run on this set), "ours" (chosen here, untried).
+A line is one run. ``source`` says whose numbers they are: "paper" (the method's own, compared with
+the code that its authors published), "paper, unchecked" (the method's own, from memory), "usual"
+(what others run on this set, from memory), "ours" (chosen here, untried).
 None of them was trained here. Imports no torch.
 """
 
@@ -15,7 +16,7 @@ from fastssl.methods import configs as c
 from fastssl.methods import paper_configs as p
 from fastssl.recipes.run import Run
 
-Source = Literal["paper", "usual", "ours"]
+Source = Literal["paper", "paper, unchecked", "usual", "ours"]
 SIZES = {"cifar10": 32, "cifar100": 32, "tinyimagenet": 64, "imagenet100": 224, "imagenet": 224}
 IMAGES = {
     "cifar10": 50_000,
@@ -39,7 +40,7 @@ class Line:
     warmup: int
     augment: str
     settings: Any
-    source: Source = "paper"
+    source: Source = "paper, unchecked"
 
 
 CIFAR: dict[str, Line] = {
@@ -65,7 +66,8 @@ CIFAR: dict[str, Line] = {
     "supcon": Line("resnet50", "sgd", 0.125, 1e-4, 1024, 1000, 10, "simclr",
         c.SupConConfig(temperature=0.1)),
     "invclr": Line("resnet50", "lars", 1.5, 1e-6, 512, 1000, 10, "invclr",
-        p.InvCLRConfig(penalty=0.1, clip=1.0, temperature=0.5, projector_dims=(2048, 128))),
+        p.InvCLRConfig(penalty=0.1, clip=1.0, temperature=0.5, projector_dims=(2048, 128)),
+        "paper"),
     "amortised": Line("resnet18", "adamw", 1e-3, 2e-5, 256, 300, 0, "amortised-2",
         p.AmortisedConfig(projector_dims=(512, 128), generator="low-rank"), "ours"),
     "cissl": Line("resnet18", "adamw", 1e-3, 1e-6, 512, 300, 10, "dissl",
@@ -78,19 +80,21 @@ CIFAR: dict[str, Line] = {
 
 TINY: dict[str, Line] = {
     "simclr": Line("resnet18", "adamw", 1e-3, 1e-6, 512, 300, 10, "dissl",
-        c.SimCLRConfig(temperature=0.07, projector_dims=(1024, 128))),
+        c.SimCLRConfig(temperature=0.07, projector_dims=(1024, 128)), "paper"),
     "dino": Line("resnet18", "adamw", 2e-3, 1e-6, 256, 300, 10, "dissl",
         c.DINOConfig(projector_dims=(1024, 256), num_outputs=1000, teacher_temperature=0.07,
-            warmup_teacher_steps=19_500, freeze_outputs_steps=390)),
-    "cissl": Line("resnet18", "adamw", 1e-3, 1e-6, 512, 300, 10, "dissl", p.CISSLConfig()),
-    "dissl": Line("resnet18", "adamw", 2e-3, 1e-6, 256, 300, 10, "dissl", p.DISSLConfig()),
+            warmup_teacher_steps=19_500, freeze_outputs_steps=390), "paper"),
+    "cissl": Line("resnet18", "adamw", 1e-3, 1e-6, 512, 300, 10, "dissl",
+        p.CISSLConfig(), "paper"),
+    "dissl": Line("resnet18", "adamw", 2e-3, 1e-6, 256, 300, 10, "dissl",
+        p.DISSLConfig(), "paper"),
 }  # fmt: skip
 
 IMAGENET100: dict[str, Line] = {
     "mocov2": Line("resnet50", "adamw", 1e-3, 2e-5, 128, 300, 0, "mocov2",
         c.MoCoV2Config(temperature=0.1, momentum=0.99)),
     "amortised": Line("resnet50", "adamw", 1e-3, 2e-5, 128, 300, 0, "amortised-2",
-        p.AmortisedConfig(over="mocov2")),
+        p.AmortisedConfig(over="mocov2"), "paper"),
 }  # fmt: skip
 
 IMAGENET: dict[str, Line] = {
@@ -109,11 +113,12 @@ IMAGENET: dict[str, Line] = {
     "supcon": Line("resnet50", "lars", 0.3, 1e-4, 4096, 700, 10, "simclr",
         c.SupConConfig(), "ours"),
     "amortised": Line("vit_b_16", "adamw", 1.5e-4, 0.1, 1024, 300, 40, "amortised-2",
-        p.AmortisedConfig(over="mocov3", temperature=0.2, projector_dims=(4096, 4096, 256))),
+        p.AmortisedConfig(over="mocov3", temperature=0.2, projector_dims=(4096, 4096, 256)),
+        "paper"),
     "cissl": Line("resnet50", "lars", 0.3, 1e-6, 2560, 100, 10, "dissl",
-        p.CISSLConfig(temperature=0.1, projector_dims=(2048, 2048, 128))),
+        p.CISSLConfig(temperature=0.1, projector_dims=(2048, 2048, 128)), "paper"),
     "dissl": Line("resnet50", "lars", 0.3, 1e-6, 2560, 100, 10, "dissl",
-        p.DISSLConfig(invariance=0.6, teacher_hidden_dims=(2048, 2048))),
+        p.DISSLConfig(invariance=0.6, teacher_hidden_dims=(2048, 2048)), "paper"),
     "stochastic": Line("resnet50", "lars", 0.3, 1e-6, 4096, 500, 10, "simclr",
         p.StochasticConfig(projector_dims=(2048, 128)), "ours"),
 }  # fmt: skip

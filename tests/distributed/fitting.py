@@ -143,8 +143,10 @@ def queued(folder: str, name: str, ranks: Ranks | None = None):
         config = SwAVConfig(projector_dims=(16, 8), **settings)
         method: nn.Module = SwAV(ConvNet(), config)
     else:
-        amortised = {"over": "mocov2", "dropout": 0.0, "queue_size": 20, "generator": "low-rank"}
-        method = Amortised(ConvNet(), AmortisedConfig(projector_dims=(16, 8), **amortised))
+        amortised = {"over": "mocov2", "dropout": 0.0, "queue_size": 20, "bn_splits": 1}
+        method = Amortised(
+            ConvNet(), AmortisedConfig(generator="low-rank", projector_dims=(16, 8), **amortised)
+        )
     source = Doubles("spirograph" if name == "swav" else "spirograph-2")
     return trained(folder, method.double(), source, ranks or here(), lr=0.05, max_steps=4)
 

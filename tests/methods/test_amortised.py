@@ -14,7 +14,7 @@ from fastssl.methods.paper_configs import AmortisedConfig
 from fastssl.nn.convnet import ConvNet
 from tests.methods.papers import told
 
-SMALL = {"generator": "low-rank", "projector_dims": (8, 4), "queue_size": 16}
+SMALL = {"generator": "low-rank", "projector_dims": (8, 4), "queue_size": 16, "bn_splits": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +72,22 @@ def test_keys_enter_the_queue_of_their_corner_and_the_loss_reads_that_queue():
     ours = loss_with(1)
     assert loss_with(0) == ours and loss_with(2) == ours
     assert loss_with(1) != ours
+
+
+def test_the_parts_of_a_batch_that_keys_see_apart_do_not_hear_of_each_other():
+    """As in MoCo v2: with statistics of the whole batch a key would tell which batch it is of."""
+    method = built(over="mocov2", bn_splits=3, dropout=0.0)
+    views, bits, corner = two_views()[1], torch.tensor([0.0, 1.0]), torch.tensor(0)
+    part_n = [0, 3]  # of three parts, sample by sample in turn
+    changed = views * 3 - 1
+    changed[part_n] = views[part_n]
+    keys, others = (method._keys(x, bits, corner)[part_n] for x in (views, changed))
+    torch.testing.assert_close(keys, others)
+
+
+def test_a_table_of_other_bits_is_refused():
+    with pytest.raises(ValueError, match="num_bits: expected 3, the groups.*received 2"):
+        built()(two_views(), table((0, 1, 1), 1))
 
 
 def test_queries_and_keys_are_told_the_same_vector():

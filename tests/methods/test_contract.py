@@ -38,6 +38,7 @@ from tests.methods.papers import (
 from tests.methods.papers import (
     PAPERS as IMAGES,
 )
+from tests.methods.rounded import rounded
 
 PAPERS = IMAGES | {"mtslvr": mtslvr}
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -187,6 +188,31 @@ def test_wrong_numbers_or_shapes_of_views_are_refused(name):
     for views in [(view,), (view, view[:, :, :8, :8])]:
         with pytest.raises(ValueError, match=f"{name}: expected"):
             run(method, views)
+
+
+IN_BFLOAT16 = [
+    *((name, {}) for name in METHODS if name != "invclr"),
+    ("invclr", {"expectation": "closed"}),  # a network in forward mode is not called as one
+    ("mtslvr", {"over": "simsiam", "predictor_hidden_dim": 16}),
+    ("amortised", {"over": "mocov2", "queue_size": 16, "bn_splits": 4}),
+    ("amortised", {"over": "mocov3", "predictor_hidden_dims": (8,)}),
+]
+
+
+@pytest.mark.parametrize("name, settings", IN_BFLOAT16)
+def test_autocast_reaches_the_networks_and_no_loss(name, settings):
+    """Of one set of bfloat16 embeddings: the loss under autocast is the loss in float32."""
+    losses, grads = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        method, views = rounded(build(name, **settings), dtype), two_views(64)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            loss, _ = run(method, views)
+        losses.append(loss)
+        grads.append(torch.cat([g.flatten() for g in gradients(method, loss)]))
+    assert losses[1].dtype is torch.float32
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0.0)
+    # what is left is the sum of two heads' gradients of the bfloat16 features
+    assert (grads[1] - grads[0]).norm() < 0.004 * grads[0].norm()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -54,6 +54,15 @@ def test_the_page_shows_the_table_as_it_is():
             assert f"| {cells} |" in page, cells
 
 
+def test_only_what_was_compared_with_the_authors_code_is_called_the_papers():
+    """InvCLR's, CISSL's, DISSL's and Amortised's lines, and TinyImageNet's, whose code has four."""
+    compared = {"invclr", "cissl", "dissl", "amortised"}
+    for recipe, lines in PUBLISHED.items():
+        for method, line in lines.items():
+            if line.source == "paper":
+                assert method in compared or recipe == "tinyimagenet", (recipe, method)
+
+
 def test_learning_rates_are_the_papers_after_scaling():
     def scaled(method, recipe):
         train = default_run(method, "photos", recipe).train

@@ -13,6 +13,7 @@ from tests.wrong import (
     in_evaluation,
     in_kernels,
     in_losses,
+    in_methods,
     in_science,
     in_sigmoid_pairs,
     in_soft_targets,
@@ -24,6 +25,7 @@ MUTANTS += in_augment.MUTANTS + in_data.MUTANTS
 MUTANTS += in_sigmoid_pairs.MUTANTS
 MUTANTS += in_audio.MUTANTS
 MUTANTS += in_evaluation.MUTANTS
+MUTANTS += in_methods.MUTANTS
 MUTANTS += in_contract.MUTANTS
 
 # One per room, quick to run: these are planted in the default suite too.
