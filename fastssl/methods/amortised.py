@@ -61,10 +61,11 @@ class Amortised(nn.Module):
         """Loss and metrics of two views (N, C, S, S) made under the corner of the table."""
         check_two_views("amortised", views)
         bits_K, corner = table.bits_K.to(views[0].dtype), table.corner
-        if len(bits_K) != self.backbone.num_bits:
+        num_bits = int(self.backbone.num_bits)  # type: ignore[arg-type]
+        if len(bits_K) != num_bits:
             raise ValueError(
                 f"amortised: num_bits: expected {len(bits_K)}, the groups of the data's "
-                f"augmentations, received {self.backbone.num_bits}"
+                f"augmentations, received {num_bits}"
             )
         losses = {"simclr": self._simclr, "mocov2": self._mocov2, "mocov3": self._mocov3}
         loss = losses[self.over](views, bits_K, corner)
