@@ -84,22 +84,8 @@ def evaluate(
     """
     _check_counts({"train-images": train_images, "test-images": test_images, "k": options.get("k")})
     run, where = subject.run, resolve_device(device)
-    if factor is not None and (data or run.train.data) != "tones":
-        raise ValueError(f"--factor {factor}: goes with --data tones")
-    whose = own_data(run.train.data) if data is None else contextlib.nullcontext()
+    source, policy = _opened(subject, data, device=where, workers=workers, factor=factor)
     data = data or run.train.data
-    with whose:
-        refuse_missing(data)
-        alike = _fitting(data, run, subject.name) or data_kind(data) == data_kind(run.train.data)
-        source = open_source(
-            data,
-            image_size=run.train.image_size,
-            seed=run.train.seed,
-            augment=run.train.augment if alike else None,  # the same normalisation
-            factor=factor or run.train.factor,
-            workers=workers,
-            device=where,
-        )
     if source.kind in EMBEDDED:
         train_images = train_images or EMBEDDED_IMAGES["train"]
         test_images = test_images or EMBEDDED_IMAGES["test"]
@@ -118,11 +104,40 @@ def evaluate(
         factor=factor,
     )
     if kind in ("meter", "sensitivity", "averaging"):
-        usual = data if data == "spirograph" else "simclr"
-        record["protocol"]["policy"] = run.train.augment if alike else usual
+        record["protocol"]["policy"] = policy
     record["encoder"] = subject.name
     record["extractions_saved"] = getattr(encode, "found", 0)
     return record
+
+
+def _opened(
+    subject: Subject,
+    data: str | None,
+    *,
+    device: torch.device,
+    workers: int,
+    factor: str | None,
+) -> tuple[Any, str]:
+    """The source to score on (None: the run's own data), and the policy of its views."""
+    train = subject.run.train
+    whose = own_data(train.data) if data is None else contextlib.nullcontext()
+    data = data or train.data
+    if factor is not None and data != "tones":
+        raise ValueError(f"--factor {factor}: goes with --data tones")
+    with whose:
+        refuse_missing(data)
+        sounds = _fitting(data, subject.run, subject.name)
+        alike = sounds or data_kind(data) == data_kind(train.data)
+        source = open_source(
+            data,
+            image_size=train.image_size,
+            seed=train.seed,
+            augment=train.augment if alike else None,  # the same normalisation
+            factor=factor or train.factor,
+            workers=workers,
+            device=device,
+        )
+    return source, train.augment if alike else "spirograph" if data == "spirograph" else "simclr"
 
 
 def _encoder(kind: str, subject: Subject, device: torch.device) -> Any:
