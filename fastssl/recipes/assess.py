@@ -85,7 +85,7 @@ def evaluate(
     """
     _check_counts({"train-images": train_images, "test-images": test_images, "k": options.get("k")})
     run, where = subject.run, resolve_device(device)
-    source, alike = _opened(subject, data, factor=factor, workers=workers, device=where)
+    source, policy = _opened(subject, data, device=where, workers=workers, factor=factor)
     data = data or run.train.data
     if source.kind in EMBEDDED:
         train_images = train_images or EMBEDDED_IMAGES["train"]
@@ -105,22 +105,27 @@ def evaluate(
         factor=factor,
     )
     if kind in ("meter", "sensitivity", "averaging"):
-        usual = data if data == "spirograph" else "simclr"
-        record["protocol"]["policy"] = run.train.augment if alike else usual
+        record["protocol"]["policy"] = policy
     record["encoder"] = subject.name
     record["extractions_saved"] = getattr(encode, "found", 0)
     return record
 
 
 def _opened(
-    subject: Subject, data: str | None, *, factor: str | None, workers: int, device: torch.device
-) -> tuple[Any, bool]:
-    """The data to score on, the run's own by default; whether they are of its kind."""
+    subject: Subject,
+    data: str | None,
+    *,
+    device: torch.device,
+    workers: int,
+    factor: str | None,
+) -> tuple[Any, str]:
+    """The source to score on (None: the run's own data), and the policy of its views."""
     train = subject.run.train
-    if factor is not None and (data or train.data) != "tones":
+    whose = own_data(train.data) if data is None else contextlib.nullcontext()
+    data = data or train.data
+    if factor is not None and data != "tones":
         raise ValueError(f"--factor {factor}: goes with --data tones")
-    with own_data(train.data) if data is None else contextlib.nullcontext():
-        data = data or train.data
+    with whose:
         refuse_missing(data)
         sounds = _fitting(data, subject.run, subject.name)
         alike = sounds or data_kind(data) == data_kind(train.data)
@@ -134,7 +139,7 @@ def _opened(
             workers=workers,
             device=device,
         )
-    return source, alike
+    return source, train.augment if alike else "spirograph" if data == "spirograph" else "simclr"
 
 
 def _encoder(kind: str, subject: Subject, device: torch.device) -> Any:

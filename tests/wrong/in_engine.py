@@ -151,7 +151,7 @@ STARTS_AND_ENDS = (
         "        if not _holds_run(self.path):\n            _take",
         "        if False:\n            _take",
     ),
-    _engine("run_folder", "a-device-is-a-setting", "if key != _RESOLVED", "if True"),
+    _engine("run_folder", "a-device-is-a-setting", "if key != RESOLVED", "if True"),
     _engine(
         "run_folder",
         "a-lock-without-a-name-counts",
