@@ -280,9 +280,15 @@ class AudioFolderSource:
             return contents_identity(f"{what} {views.front}", map(_content, paths))
 
         names, varied = self._split.classes, self.views.varied
-        task = "classification"
         return Labelled(
-            classes, task, names, render, redraw, varied, identity=identity, split=split
+            classes,
+            "classification",
+            names,
+            render,
+            redraw,
+            varied,
+            identity=identity,
+            split=split,
         )
 
 

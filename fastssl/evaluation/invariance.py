@@ -54,16 +54,7 @@ def learn_vector(
     images of the readout in each step; half as many judge it. start: the best of 1/2 and of the
     points half way to the corners (where there are at most 32), or 1/2.
     """
-    if target_NT.ndim != 2 or len(target_NT) < 10 or num_bits < 1:
-        raise ValueError(
-            f"learn_vector: expected targets (N >= 10, T) and at least 1 bit, received "
-            f"{tuple(target_NT.shape)} and {num_bits}"
-        )
-    if steps < 0 or not 0 < rate < math.inf:
-        raise ValueError(
-            "learn_vector: expected --steps of at least 0 and --rate above 0, received "
-            f"{steps} and {rate:g}"
-        )
+    _check(target_NT, num_bits, steps, rate)
     fit_n, held_m = hold_out(target_NT)
     (y_NT,) = standardise(target_NT)
     generator = torch.Generator().manual_seed(seed)
@@ -111,6 +102,19 @@ def invariance(
             known[key] = list(score(vector_K))
         for metric, value in known[key]:
             yield f"{metric}@{name}", value
+
+
+def _check(target_NT: Tensor, num_bits: int, steps: int, rate: float) -> None:
+    if target_NT.ndim != 2 or len(target_NT) < 10 or num_bits < 1:
+        raise ValueError(
+            f"learn_vector: expected targets (N >= 10, T) and at least 1 bit, received "
+            f"{tuple(target_NT.shape)} and {num_bits}"
+        )
+    if steps < 0 or not 0 < rate < math.inf:
+        raise ValueError(
+            "learn_vector: expected --steps of at least 0 and --rate above 0, received "
+            f"{steps} and {rate:g}"
+        )
 
 
 def _starts(num_bits: int) -> list[Tensor]:
