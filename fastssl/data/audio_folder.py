@@ -343,9 +343,15 @@ class AudioFolderSource:
 
         names, varied = self._split.classes, self.views.varied
         return Labelled(
-            classes, "classification", names, render, redraw, varied,
-            identity=identity, split=split,
-        )  # fmt: skip
+            classes,
+            "classification",
+            names,
+            render,
+            redraw,
+            varied,
+            identity=identity,
+            split=split,
+        )
 
 
 def _content(path: str) -> bytes:

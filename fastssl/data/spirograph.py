@@ -120,8 +120,8 @@ class SpirographSource:
         target_nT = _tensor(draw_targets(index_n, seed=self._seed, split=split))
 
         def drawn(position_N: np.ndarray, epoch: int, **bounds: Any) -> Tensor:
-            key = {"seed": self._seed, "epoch": epoch, "stream": f"readout/{split}", **bounds}
-            return _tensor(draw_nuisances(index_n[position_N], **key))
+            key: dict[str, Any] = {"seed": self._seed, "epoch": epoch, "stream": f"readout/{split}"}
+            return _tensor(draw_nuisances(index_n[position_N], **key, **bounds))
 
         nuisance_nA = drawn(np.arange(len(index_n)), 0)
 

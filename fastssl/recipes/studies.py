@@ -121,7 +121,11 @@ def _refuse_still(kind: str, part: Any) -> None:
 
 def _alpha(train: Any, test: Any, encode: FeaturesFn) -> Metrics:
     if train.nuisance is None:
-        raise ValueError("alpha: needs data with known nuisance parameters: --data spirograph")
+        raise ValueError(
+            "alpha: needs images that come with the parameters they were drawn with: --data "
+            "spirograph; the jitter of views of other images, under --augment invclr too, is not "
+            "probed: use meter or sensitivity"
+        )
     train_NF = features_of(encode, train)
     test_NF = features_of(encode, test)
     return alpha.alpha(train_NF, train.nuisance, test_NF, test.nuisance, names=train.varied)

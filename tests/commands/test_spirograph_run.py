@@ -208,6 +208,7 @@ def test_an_amortised_run_is_scored_under_every_vector_from_its_export(train, tm
     assert "HyperEncoder" in (run / "export" / "README.md").read_text()
     trained = records(run)[0]["metrics"]["mse"]
     few = ["--train-images", "60", "--test-images", "20", "--steps", "1", "--targets", "nuisances"]
+    few += ["--start", "half", "--rate", "0.25"]
     assert evaluate(["ridge", "--run", str(run), *IMAGES]) == 0
     assert records(run)[1]["metrics"]["mse"] == pytest.approx(trained, rel=1e-4)
     assert evaluate(["invariance", "--run", str(run), *IMAGES, "--steps", "3"]) == 0
@@ -216,7 +217,9 @@ def test_an_amortised_run_is_scored_under_every_vector_from_its_export(train, tm
     assert {"mse@00", "mse@01", "mse@10", "mse@learned", "mse@rounded"} < found.keys()
     assert 0 <= found["bit/0"] <= 1 and found["bit/0"] != 0.5
     assert evaluate(["invariance", "--run", str(run), *few]) == 0
-    assert "mse/h@learned" in records(run)[3]["metrics"]
+    found, protocol = records(run)[3]["metrics"], records(run)[3]["protocol"]
+    assert "mse/h@learned" in found and abs(found["bit/0"] - 0.5) == pytest.approx(0.25, rel=1e-3)
+    assert (protocol["start"], protocol["rate"]) == ("half", 0.25)
 
 
 def test_invariance_is_refused_for_a_run_that_is_told_no_vector(finished_run, capsys):
