@@ -79,11 +79,12 @@ MUTANTS = (
         "    if False:\n",
         _COMMAND,
     ),
-    _evaluation(
-        "nan-features-are-ranked",
-        "knn",
+    Mutant(
+        "evaluation-nan-features-are-ranked",
+        "fastssl/evaluation/knn.py",
         'check_finite("knn", train=train_NF, test=test_MF)',
         "pass",
+        ("tests/evaluation/test_features.py",),
     ),
     _evaluation(
         "fifth-of-an-order-with-a-period",
