@@ -46,8 +46,11 @@ left out) at 1e-2 .00742, .00259, .040, at .1 .00729, .00263, .043; bounded for 
 .00702, .00246, .040, .1 .00672, .00236, .048, .3 .00814, .00251, .060, 1 .01223, .00339, .070;
 relative and bounded at .1 .00628, .00220, .024, at .5 .00796, .00268, .014.
 
-What the authors plot as conditional variance is nearly the total one (their reshape mixes images);
-the penalty shrinks both, the total one faster."""
+What the authors plot as conditional variance is nearly the total one (their reshape mixes images).
+
+With the relative penalty the share of variance that is not the object's falls to a third, and the
+readout gains little. Our reading, not tested: a ridge fitted to 6,000 objects leaves out by itself
+what nuisances move in 128 features, so that an invariance spares it less than it may seem."""
 
 WEIGHTS = (0.0, 0.03, 0.1, 0.3)
 _WEIGHTS = ", ".join(f"{weight:g}" for weight in WEIGHTS)
@@ -61,10 +64,6 @@ OURS = {"bound": "each", "clip": 1.0, "normalise": "total"}
 AUTHORS = {"penalty": 1e-3, "bound": "mean", "clip": 1000.0, "normalise": "unit"}
 AVERAGES = 30
 METER_DRAWS = 8
-VARIANCES = {
-    "ratio": "conditional over total variance",
-    "total": "total variance, which the authors' plot shows,",
-}
 _H = ("h",)
 _BACK = ("b_r", "b_g", "b_b")
 SHIFTS = {"h - 0.5": (_H, -0.5), "h + 0.5": (_H, 0.5), "background + 0.4": (_BACK, 0.4)}
@@ -176,9 +175,11 @@ def rows(figures: dict[str, list[float]]) -> list[Row]:
     for shift, paper in PAPERS_SHIFTS.items():
         pair = [figures[f"{name}/{shift}"] for name in ("penalty", "none")]
         found.append(lower(f"penalty against none, {shift}", *pair, errors=0, paper=paper))
-    for name, paper in (("ratio", ""), ("total", ".79, .0016")):
-        by_weight = [figures[f"{name}/{weight:g}"] for weight in WEIGHTS]
-        found.append(falling(f"{VARIANCES[name]} at weights {_WEIGHTS}", by_weight, paper=paper))
+    ratios = [figures[f"ratio/{weight:g}"] for weight in WEIGHTS]
+    found.append(falling(f"conditional over total variance at weights {_WEIGHTS}", ratios))
+    what = "total variance of features, which the authors plot, under their penalty against none"
+    pair = (figures["total/authors"], figures["total/0"])
+    found.append(lower(what, *pair, errors=2, paper=".0016 against .79"))
     what = "the penalty as the authors wrote it (1e-3) against none"
     found.append(lower(what, figures["error/authors"], none, errors=2))
     what = "the same, both averaged"
