@@ -21,7 +21,7 @@ from fastssl.train import main
     [
         (["--data", "typo"], "typo"),
         (["--batch-size", "0"], "batch_size"),
-        (["--batch-size", "200000"], "batch_size"),
+        (["--batch-size", "200000"], "--batch-size is 200000"),
         (["--backbone", "resnet81"], "resnet81"),
         (["--temperature", "0"], "temperature"),
         (["--device", "gpu"], "device"),

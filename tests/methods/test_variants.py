@@ -56,7 +56,9 @@ BITS = {"latent": "bernoulli", "latent_dim": 16, "beta": 0.01}
 VALUES = {"latent": "categorical", "latent_dim": 16, "values": 4, "beta": 0.01}
 
 VARIANTS = {
-    "amortised-mocov2": Variant("amortised", papers.amortised_mocov2, OVER_MOCO | LOW_RANK),
+    "amortised-mocov2": Variant(
+        "amortised", papers.amortised_mocov2, OVER_MOCO | LOW_RANK | {"bn_splits": 2}
+    ),
     "amortised-mocov3-vit": Variant("amortised", papers.amortised_mocov3, OVER_MOCOV3, tiny_vit),
     "amortised-mocov2-vit": Variant(
         "amortised", papers.amortised_mocov2, OVER_MOCO | {"prompt_networks": 4}, tiny_vit

@@ -22,9 +22,7 @@ ENGINE = (
         "math.pi * (step - warmup) / half_period",
         "math.pi * min(1, (step - warmup) / half_period)",
     ),
-    _engine(
-        "run_folder", "later-settings-always-count", "(k not in later or v != later[k])", "True"
-    ),
+    _engine("run_folder", "later-settings-always-count", " and k not in later}", "}"),
     Mutant(
         "manifest-is-not-compared",
         "fastssl/engine/checkpoint.py",
