@@ -47,7 +47,6 @@ _CAME_LATER = {
     "train.half_period": 1000,
     "method.bound": "mean",
 }
-_NO_DEFAULT = object()
 _SCHEDULE = {"train.epochs", "train.max_steps", "train.warmup_steps"}
 
 
@@ -80,7 +79,7 @@ class RunFolder:
         flat = _flat(self.settings)
         if self._given_as is not None:
             flat["train.data"] = self._given_as
-        later = {k: v for k, v in flat.items() if _CAME_LATER.get(k, _NO_DEFAULT) == v}
+        later = {k for k, usual in _CAME_LATER.items() if flat.get(k) == usual}
         return {k: v for k, v in flat.items() if k not in _MAY_CHANGE and k not in later}
 
     def begin(self, resolved: dict) -> None:

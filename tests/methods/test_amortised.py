@@ -14,15 +14,8 @@ from fastssl.methods.paper_configs import AmortisedConfig
 from fastssl.nn.convnet import ConvNet
 from tests.methods.papers import told
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"generator": "low-rank", "projector_dims": (8, 4), "queue_size": 16, "bn_splits": 1}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def built(**settings):

@@ -21,14 +21,6 @@ from tests.methods.twice import by_hand, twice
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Residual(nn.Module):
     """Every rule: biases, batch norm, ReLU in place, maximum, sum, mean, linear."""
 

@@ -78,15 +78,8 @@ VARIANTS = {
     "dino-crops": Variant("dino", papers.dino, views=four_crops),
     "dissl-crops": Variant("dissl", papers.dissl, views=four_crops),
 }
+pytestmark = pytest.mark.usefixtures("one_thread")
 each = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @each
